@@ -1,0 +1,157 @@
+"""Every bound in the system, each with its reason.
+
+Sizes are bytes, times are seconds unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+DAY: Final = 86_400
+
+# --- the sealed batch -----------------------------------------------------------------------
+
+MAX_BATCH_MESSAGES: Final = 1024
+"""The message's index has ten bits of the message id."""
+
+MAX_PLAINTEXT: Final = 1 * MIB
+"""All of a batch's messages with their framing. Big enough that the cost of sealing and signing
+vanishes beside the bytes, small enough that both ends hold a few dozen in memory."""
+
+MAX_RECEIVERS: Final = 32
+"""One wrap each, 1.2 kB with ML-KEM: more receivers want a fan-out of their own."""
+
+MAX_CHAIN: Final = 4 * KIB
+"""The sender's certificate chain: two P-384 certificates are about 1.5 kB."""
+
+MAX_SIGNATURE: Final = 160
+"""A DER ECDSA signature on P-521 has at most 139 bytes."""
+
+MAX_NAME: Final = 255
+"""Exchange, queue and routing key: AMQP's shortstr, so that an engine on RabbitMQ can keep them."""
+
+MAX_CLIENT_ID: Final = 64
+"""The certificate's CN: X.520 allows no more."""
+
+MAX_KEY_ID: Final = 64
+
+MAX_HEADER_P: Final = 16 * KIB
+"""32 receivers of 64-character ids with 64-byte key ids take 4.3 kB; names 0.5 kB."""
+
+MAX_SEALED: Final = MAX_PLAINTEXT + 16 + MAX_HEADER_P + MAX_RECEIVERS * 1200 + MAX_CHAIN + 1024
+"""A whole sealed batch: what a PUBLISH may carry and a journal record may hold."""
+
+MAX_PROPERTIES: Final = 16 * KIB
+"""One message's headers and content type, encoded."""
+
+MAX_HEADERS: Final = 100
+"""One message's headers, by count: the same as most HTTP servers allow."""
+
+MAX_MESSAGE_AGE: Final = 30 * DAY
+"""How long after sealing a batch is still taken. The Inbox remembers ids for this and a day."""
+
+CLOCK_SKEW: Final = 300
+"""How far two honest clocks may differ."""
+
+# --- key records and certificates ------------------------------------------------------------
+
+KEY_RECORD_LIFETIME: Final = 30 * DAY
+MAX_KEY_RECORD_LIFETIME: Final = 365 * DAY
+MAX_KEY_RECORD: Final = 16 * KIB
+"""A record is a public key (1,216 bytes with ML-KEM), a chain and a signature."""
+
+CERTIFICATE_LIFETIME: Final = 365 * DAY
+CERTIFICATE_WARNING: Final = 30 * DAY
+"""From how long before its end a certificate is warned about."""
+
+CRL_LIFETIME: Final = 30 * DAY
+CRL_WARNING: Final = 10 * DAY
+"""A warning from day 20 of 30."""
+
+MAX_CRL: Final = 4 * MIB
+"""About 100,000 revoked certificates."""
+
+# --- frames and connections ------------------------------------------------------------------
+
+MAX_SMALL_FRAME: Final = 256 * KIB
+"""Frames that carry no batch."""
+
+MAX_LISTING: Final = 1000
+"""Rows in one LIST answer, so that it fits a small frame; the rest comes by page."""
+
+MAX_FRAME: Final = MAX_SEALED + 64 * KIB
+"""PUBLISH and DELIVER: a sealed batch and what stands beside it."""
+
+HANDSHAKE_TIMEOUT: Final = 10.0
+"""TLS and HELLO together: a silent peer holds a descriptor no longer than this."""
+
+FRAME_TIMEOUT: Final = 60.0
+"""From a frame's first byte to its last: a peer that drips one byte a second is cut off."""
+
+HEARTBEAT: Final = 20.0
+"""A PING after this much silence; a peer silent for three of them is gone."""
+
+WRITE_STALL_TIMEOUT: Final = 60.0
+"""A peer that takes nothing for this long is cut off and its deliveries return."""
+
+WRITE_HIGH_WATER: Final = 4 * MIB
+"""Above this a connection is given no more deliveries: a few batches keep a fast link busy."""
+
+MAX_CONNECTIONS: Final = 10_000
+MAX_CONNECTIONS_PER_CLIENT: Final = 256
+MAX_CONSUMERS_PER_CONNECTION: Final = 256
+
+TLS_RECORDS_BEFORE_RECONNECT: Final = 1 << 23
+"""Half of the 2**24.5 records after which AES-GCM's confidentiality bound is reached
+(RFC 8446 section 5.5). Python's ssl has no key update, so the connection is replaced."""
+
+# --- delivery ---------------------------------------------------------------------------------
+
+DEDUP_WINDOW: Final = 600.0
+MAX_DEDUP_ENTRIES: Final = 1_000_000
+MAX_TRIES: Final = 20
+ACK_TIMEOUT: Final = 300.0
+"""Restarted by each ack of the batch."""
+
+NACK_BACKOFF_FIRST: Final = 1.0
+NACK_BACKOFF_MOST: Final = 60.0
+
+DEFAULT_PREFETCH: Final = 4096
+"""Messages a consumer is given before it acks: a few full batches."""
+
+MAX_CREDIT: Final = 1 << 31
+MAX_PUBLISH_WINDOW: Final = 64
+"""Unconfirmed batches a connection may have: 64 MiB at most."""
+
+MAX_QUEUE_MESSAGES: Final = 100_000_000
+MAX_QUEUE_BYTES: Final = 1 << 40
+MAX_QUEUES: Final = 100_000
+MAX_EXCHANGES: Final = 10_000
+MAX_BINDINGS: Final = 200_000
+MAX_TARGETS: Final = 1024
+"""Queues one publish may go to: its journal record lists all of them."""
+
+# --- the journal ------------------------------------------------------------------------------
+
+SEGMENT_SIZE: Final = 64 * MIB
+JOURNAL_RESERVE: Final = 128 * MIB
+"""Preallocated, so that acks and compaction go on when the disk is full."""
+
+MAX_GROUP: Final = 8 * MIB
+"""Payload bytes in one group: about 10 ms of a fast disk, which bounds a confirm's wait."""
+
+FRESH_PAYLOADS: Final = 32 * MIB
+"""Payloads just written, kept for the consumers that wait for them; older ones are read back."""
+
+# --- the client -------------------------------------------------------------------------------
+
+CONNECT_TIMEOUT: Final = 10.0
+REQUEST_TIMEOUT: Final = 30.0
+SEND_TIMEOUT: Final = 60.0
+RECONNECT_FIRST: Final = 0.1
+RECONNECT_MOST: Final = 5.0
+CLOSE_TIMEOUT: Final = 30.0
+KEY_CACHE_LIFETIME: Final = 300.0
+"""How long a verified key record is used before the directory is asked again."""
