@@ -1,0 +1,31 @@
+"""Configuration: what can be set, where it comes from, and what is said when it is wrong."""
+
+from __future__ import annotations
+
+from ciphermq.settings.server import (
+    AccessSection,
+    DeliverySection,
+    LimitsSection,
+    LoggingSection,
+    ServerSection,
+    ServerSettings,
+    StorageSection,
+    TlsSection,
+)
+from ciphermq.settings.source import load_server_settings
+from ciphermq.settings.template import render_config
+from ciphermq.settings.values import Address
+
+__all__ = [
+    "AccessSection",
+    "Address",
+    "DeliverySection",
+    "LimitsSection",
+    "LoggingSection",
+    "ServerSection",
+    "ServerSettings",
+    "StorageSection",
+    "TlsSection",
+    "load_server_settings",
+    "render_config",
+]
