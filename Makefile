@@ -56,12 +56,12 @@ clean: ## remove all that make made
 # A system Python may lack the part that makes virtual environments; Debian has it in a package.
 $(BIN)/python:
 	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  if [ "$(PYTHON)" = python3 ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "Installing python3-venv"; \
 	    apt-get update -qq && apt-get install -qq --yes --no-install-recommends python3 python3-venv >/dev/null; \
 	  else \
-	    echo "$(PYTHON) can't make virtual environments: install it (on Debian: apt install python3-venv)," >&2; \
-	    echo "or name another: make PYTHON=/path/to/python3" >&2; exit 1; \
+	    echo "$(PYTHON) is missing or can't make virtual environments. Install it (on Debian:" >&2; \
+	    echo "apt install python3-venv) or name another: make PYTHON=/path/to/python3" >&2; exit 1; \
 	  fi; \
 	fi
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"CipherMQ needs Python 3.11 or newer; $(PYTHON) is {v[0]}.{v[1]}. Name another: make PYTHON=/path/to/python3")'
