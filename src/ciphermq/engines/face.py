@@ -134,8 +134,9 @@ class Engine(Protocol):
         """A consumer's number. The same (client, name) supersedes its ghost."""
 
     def add_credit(self, consumer: int, messages: int) -> None: ...
-    async def cancel(self, consumer: int) -> None:
-        """No more deliveries; those in hand stay in hand until settled or released."""
+    async def cancel(self, consumer: int, *, release: bool = False) -> None:
+        """No more deliveries; those in hand stay in hand until settled or released. With
+        `release` they return to the queue at once, no try counted: the receiver is stopping."""
 
     async def fetch(
         self, queue: str, *, client: str, owner: object, messages: int

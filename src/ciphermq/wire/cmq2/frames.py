@@ -211,9 +211,13 @@ class Consume(Packed):
 
 
 class Cancel(Packed):
+    """No more deliveries to this consumer. OK: None."""
+
     TYPE: ClassVar = FrameType.CANCEL
     request: int
     consumer: int
+    release: bool = False
+    """Also take back what it holds unsettled, without counting a try: a receiver that stops."""
 
 
 class Cancelled(Packed):
