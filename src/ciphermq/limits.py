@@ -78,11 +78,20 @@ MAX_CRL: Final = 4 * MIB
 MAX_SMALL_FRAME: Final = 256 * KIB
 """Frames that carry no batch."""
 
+MAX_REQUEST_FRAME: Final = 32 * KIB
+"""What a client may ask: names and numbers, or a key record with its chain."""
+
+MAX_ANSWER_FRAME: Final = MAX_CRL + 64 * KIB
+"""What a server may answer: at most the revocation list."""
+
 MAX_LISTING: Final = 1000
 """Rows in one LIST answer, so that it fits a small frame; the rest comes by page."""
 
 MAX_FRAME: Final = MAX_SEALED + 64 * KIB
 """PUBLISH and DELIVER: a sealed batch and what stands beside it."""
+
+READ_BUFFER: Final = 64 * KIB
+"""Shared by a loop's connections: twenty batches of one a read, and little to copy of a big one."""
 
 HANDSHAKE_TIMEOUT: Final = 10.0
 """TLS and HELLO together: a silent peer holds a descriptor no longer than this."""

@@ -1,0 +1,1 @@
+"""Protocols as pure state machines: bytes in, frames out; no sockets, no clock."""

@@ -107,7 +107,7 @@ class Packed(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Base of every frame whose body is a msgpack map."""
 
 
-class Hello(Packed):
+class Hello(Packed, frozen=True):
     """First frame of each side. The client speaks first."""
 
     TYPE: ClassVar = FrameType.HELLO
@@ -126,14 +126,14 @@ class Hello(Packed):
     """Server only: who the server takes the client for."""
 
 
-class Ok(Packed):
+class Ok(Packed, frozen=True):
     TYPE: ClassVar = FrameType.OK
     request: int
     result: Any = None
     """Plain msgpack values; each request's docstring says what."""
 
 
-class Error(Packed):
+class Error(Packed, frozen=True):
     """A request's refusal; with request 0 the connection's own, before it is closed."""
 
     TYPE: ClassVar = FrameType.ERROR
@@ -142,7 +142,7 @@ class Error(Packed):
     message: str = ""
 
 
-class Return(Packed):
+class Return(Packed, frozen=True):
     """Publish `seq` was not stored; later ones are refused until one is flagged `restart`."""
 
     TYPE: ClassVar = FrameType.RETURN
@@ -151,7 +151,7 @@ class Return(Packed):
     message: str = ""
 
 
-class Nack(Packed):
+class Nack(Packed, frozen=True):
     """Back to the queue, or (not `requeue`) to the dead letters. OK: None, once durable."""
 
     TYPE: ClassVar = FrameType.NACK
@@ -163,7 +163,7 @@ class Nack(Packed):
     detail: str = ""
 
 
-class Declare(Packed):
+class Declare(Packed, frozen=True):
     """A queue or an exchange. OK: None."""
 
     TYPE: ClassVar = FrameType.DECLARE
@@ -173,7 +173,7 @@ class Declare(Packed):
     exchange: dict[str, Any] | None = None
 
 
-class Delete(Packed):
+class Delete(Packed, frozen=True):
     """OK: messages that were in the queue."""
 
     TYPE: ClassVar = FrameType.DELETE
@@ -184,7 +184,7 @@ class Delete(Packed):
     if_unused: bool = False
 
 
-class Bind(Packed):
+class Bind(Packed, frozen=True):
     TYPE: ClassVar = FrameType.BIND
     request: int
     exchange: str
@@ -192,7 +192,7 @@ class Bind(Packed):
     routing_key: str = ""
 
 
-class Unbind(Packed):
+class Unbind(Packed, frozen=True):
     TYPE: ClassVar = FrameType.UNBIND
     request: int
     exchange: str
@@ -200,7 +200,7 @@ class Unbind(Packed):
     routing_key: str = ""
 
 
-class Consume(Packed):
+class Consume(Packed, frozen=True):
     """OK: the consumer's number (int)."""
 
     TYPE: ClassVar = FrameType.CONSUME
@@ -210,7 +210,7 @@ class Consume(Packed):
     credit: int = 0
 
 
-class Cancel(Packed):
+class Cancel(Packed, frozen=True):
     """No more deliveries to this consumer. OK: None."""
 
     TYPE: ClassVar = FrameType.CANCEL
@@ -220,7 +220,7 @@ class Cancel(Packed):
     """Also take back what it holds unsettled, without counting a try: a receiver that stops."""
 
 
-class Cancelled(Packed):
+class Cancelled(Packed, frozen=True):
     """From the server: the consumer ended for a reason of the server's."""
 
     TYPE: ClassVar = FrameType.CANCELLED
@@ -229,7 +229,7 @@ class Cancelled(Packed):
     message: str = ""
 
 
-class Credit(Packed):
+class Credit(Packed, frozen=True):
     """No answer."""
 
     TYPE: ClassVar = FrameType.CREDIT
@@ -237,7 +237,7 @@ class Credit(Packed):
     messages: int
 
 
-class Fetch(Packed):
+class Fetch(Packed, frozen=True):
     """DELIVER frames with consumer 0, then OK: messages delivered (int)."""
 
     TYPE: ClassVar = FrameType.FETCH
@@ -246,7 +246,7 @@ class Fetch(Packed):
     messages: int = 1
 
 
-class Purge(Packed):
+class Purge(Packed, frozen=True):
     """OK: messages removed (int)."""
 
     TYPE: ClassVar = FrameType.PURGE
@@ -254,7 +254,7 @@ class Purge(Packed):
     queue: str
 
 
-class Peek(Packed):
+class Peek(Packed, frozen=True):
     """OK: list of maps, one a batch, of what can be seen without a key."""
 
     TYPE: ClassVar = FrameType.PEEK
@@ -263,7 +263,7 @@ class Peek(Packed):
     batches: int = 10
 
 
-class Redrive(Packed):
+class Redrive(Packed, frozen=True):
     """OK: messages moved (int). `queue` is the dead-letter queue; None `messages`: all."""
 
     TYPE: ClassVar = FrameType.REDRIVE
@@ -272,7 +272,7 @@ class Redrive(Packed):
     messages: int | None = None
 
 
-class List(Packed):
+class List(Packed, frozen=True):
     """OK: list of maps. `what`: queues, exchanges, bindings, consumers, connections."""
 
     TYPE: ClassVar = FrameType.LIST
@@ -282,14 +282,14 @@ class List(Packed):
     offset: int = 0
 
 
-class Status(Packed):
+class Status(Packed, frozen=True):
     """OK: a map of maps: server, engine, journal, catalog."""
 
     TYPE: ClassVar = FrameType.STATUS
     request: int
 
 
-class Trace(Packed):
+class Trace(Packed, frozen=True):
     """OK: a map of the batch's metadata, or None."""
 
     TYPE: ClassVar = FrameType.TRACE
@@ -297,7 +297,7 @@ class Trace(Packed):
     batch_id: bytes
 
 
-class KeyPut(Packed):
+class KeyPut(Packed, frozen=True):
     """A signed key record of the client's own. Makes its inbox queue. OK: None."""
 
     TYPE: ClassVar = FrameType.KEY_PUT
@@ -305,7 +305,7 @@ class KeyPut(Packed):
     record: bytes
 
 
-class KeyGet(Packed):
+class KeyGet(Packed, frozen=True):
     """OK: the newest key record (bytes)."""
 
     TYPE: ClassVar = FrameType.KEY_GET
@@ -313,28 +313,28 @@ class KeyGet(Packed):
     client: str
 
 
-class CrlGet(Packed):
+class CrlGet(Packed, frozen=True):
     """OK: the newest revocation list (DER bytes)."""
 
     TYPE: ClassVar = FrameType.CRL_GET
     request: int
 
 
-class Ping(Packed):
+class Ping(Packed, frozen=True):
     """OK: None. Either side may ask."""
 
     TYPE: ClassVar = FrameType.PING
     request: int
 
 
-class Reconnect(Packed):
+class Reconnect(Packed, frozen=True):
     """From the server: please replace this connection, new one first."""
 
     TYPE: ClassVar = FrameType.RECONNECT
     reason: str = ""
 
 
-class Close(Packed):
+class Close(Packed, frozen=True):
     """No more frames from this side. The other settles what it must, closes too."""
 
     TYPE: ClassVar = FrameType.CLOSE
