@@ -188,7 +188,7 @@ def _decode_header(p: bytes) -> tuple[Header, int]:
         at += _TAIL.size
         if not 0 < n <= limits.MAX_RECEIVERS:
             raise _count_error("receivers", n, limits.MAX_RECEIVERS)
-        receivers = []
+        receivers: list[ReceiverRef] = []
         wraps = 0
         for _ in range(n):
             client, at = _take_client(p, at)
