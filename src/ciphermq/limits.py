@@ -154,6 +154,21 @@ MAX_GROUP: Final = 8 * MIB
 FRESH_PAYLOADS: Final = 32 * MIB
 """Payloads just written, kept for the consumers that wait for them; older ones are read back."""
 
+# --- the catalog and the logs -----------------------------------------------------------------
+
+MAX_PENDING_METADATA: Final = 65_536
+"""Batches whose metadata waits to be written, about 30 MB: a minute of a fast broker while the
+disk is stalled. More are counted and not kept; the batches themselves are not concerned."""
+
+METADATA_FLUSH: Final = 0.25
+"""How long metadata is gathered, so that a batch's whole life is often one row written once."""
+
+METADATA_PRUNE: Final = 600.0
+"""How often metadata past its age is looked for."""
+
+LOG_QUEUE: Final = 10_000
+"""Log lines that wait for a slow disk or terminal before more are dropped (and counted)."""
+
 # --- the client -------------------------------------------------------------------------------
 
 CONNECT_TIMEOUT: Final = 10.0

@@ -1,0 +1,9 @@
+"""Public keys and message metadata, behind one face. Never topology, never a payload."""
+
+from __future__ import annotations
+
+from ciphermq.catalog.at_rest import AtRestKey
+from ciphermq.catalog.face import Catalog, KeyEntry, Publication
+from ciphermq.catalog.sqlite import SqliteCatalog
+
+__all__ = ["AtRestKey", "Catalog", "KeyEntry", "Publication", "SqliteCatalog"]

@@ -1,0 +1,118 @@
+"""Encryption of key records at rest, and the key file it takes.
+
+AES-256-GCM with a random nonce a record. The associated data bind the ciphertext to its row::
+
+    "CipherMQ/2 at rest" ‖ 0 ‖ u16 length ‖ client id ‖ u64 version
+
+so whoever can write the database, but has not the key, can neither read a record nor move one
+under another client's name or version. A stolen disk without the key file shows none.
+
+The key file is one line of text, 64 hexadecimal digits, mode 0600.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import stat
+import struct
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from ciphermq.errors import CatalogError
+
+_LABEL: Final = b"CipherMQ/2 at rest\0"
+_CHECK_LABEL: Final = b"CipherMQ/2 at rest check\0"
+_NONCE_SIZE: Final = 12
+_KEY_SIZE: Final = 32
+_KEY_TEXT: Final = re.compile(rb"([0-9a-fA-F]{64})\s*")
+
+
+class AtRestKey:
+    """The key; seals and opens records. Never printed."""
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) != _KEY_SIZE:
+            raise CatalogError(f"an at-rest key has {_KEY_SIZE} bytes, not {len(key)}")
+        self._cipher = AESGCM(key)
+
+    @classmethod
+    def create(cls, path: Path) -> AtRestKey:
+        """Make a new key file (mode 0600); `CatalogError` when there is one already."""
+        key = secrets.token_bytes(_KEY_SIZE)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(key.hex().encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError:
+            raise CatalogError(
+                f"{path}: there is an at-rest key already; a new one could not open what the "
+                "catalog holds"
+            ) from None
+        except OSError as error:
+            raise CatalogError(
+                f"{path}: the at-rest key can't be written: {error.strerror}"
+            ) from error
+        return cls(key)
+
+    @classmethod
+    def load(cls, path: Path) -> AtRestKey:
+        """Read a key file; `CatalogError` when missing, malformed or readable by others."""
+        try:
+            with path.open("rb") as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                text = file.read(256)
+        except OSError as error:
+            raise CatalogError(
+                f"{path}: the at-rest key can't be read: {error.strerror}; it is named by "
+                "storage.at_rest_key_path"
+            ) from error
+        if mode & 0o077:
+            raise CatalogError(
+                f"{path}: the at-rest key is open to others (mode {mode:04o}); `chmod 600 {path}`"
+            )
+        match = _KEY_TEXT.fullmatch(text)
+        if match is None:
+            raise CatalogError(f"{path}: not an at-rest key (64 hexadecimal digits were expected)")
+        return cls(bytes.fromhex(match[1].decode()))
+
+    def seal(self, client: str, version: int, record: bytes) -> bytes:
+        """``nonce ‖ ciphertext ‖ tag`` of `record`."""
+        nonce = secrets.token_bytes(_NONCE_SIZE)
+        return nonce + self._cipher.encrypt(nonce, record, _associated(client, version))
+
+    def open(self, client: str, version: int, sealed: bytes) -> bytes:
+        """The reverse of `seal`; `CatalogError` when it was changed, moved or of another key."""
+        try:
+            return self._cipher.decrypt(
+                sealed[:_NONCE_SIZE], sealed[_NONCE_SIZE:], _associated(client, version)
+            )
+        except (InvalidTag, ValueError):
+            raise CatalogError(
+                f"the stored key record of {client!r} does not open: the catalog was changed by "
+                "something other than this server; have the client register its key again"
+            ) from None
+
+    def check_value(self) -> bytes:
+        """What a new catalog keeps, so that another key is noticed at the start."""
+        nonce = secrets.token_bytes(_NONCE_SIZE)
+        return nonce + self._cipher.encrypt(nonce, b"", _CHECK_LABEL)
+
+    def matches(self, check: bytes) -> bool:
+        """Whether `check` was made with this key."""
+        try:
+            self._cipher.decrypt(check[:_NONCE_SIZE], check[_NONCE_SIZE:], _CHECK_LABEL)
+        except (InvalidTag, ValueError):
+            return False
+        return True
+
+
+def _associated(client: str, version: int) -> bytes:
+    name = client.encode()
+    return _LABEL + struct.pack(">H", len(name)) + name + struct.pack(">Q", version)

@@ -1,0 +1,204 @@
+"""A server's logs: JSON lines in files, readable text on standard error, never in the way.
+
+The thread that logs only puts the record on a bounded queue; a listener thread formats and
+writes it. A full queue (a disk or terminal that takes nothing) costs lines, which are counted
+and admitted in the log itself, and never the broker's time.
+
+Files, in the configured directory, each rotated by size::
+
+    info.log    everything from the configured level on, but debug
+    error.log   errors
+    debug.log   everything; written only at level ``debug``
+
+A line is one JSON object: ``timestamp`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, the
+event's fields and, for an unforeseen error, ``exception``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
+from pathlib import Path
+from queue import Full, Queue
+from typing import Final, TextIO
+
+from ciphermq import limits
+from ciphermq.errors import ConfigError
+from ciphermq.settings import LoggingSection
+from ciphermq.telemetry.logger import RECORD_FIELDS, ROOT
+
+_RESERVED: Final = frozenset({"timestamp", "level", "logger", "message", "exception"})
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message, fields = _parts(record)
+        line: dict[str, object] = {
+            "timestamp": _timestamp(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": message,
+        }
+        # A field must not be able to pass itself off as the line's own time or level.
+        line.update({f"{key}_" if key in _RESERVED else key: fields[key] for key in fields})
+        if record.exc_text:
+            line["exception"] = record.exc_text
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class ConsoleFormatter(logging.Formatter):
+    """``12:30:01 warning  message  key=value``, safe to show on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message, fields = _parts(record)
+        time = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
+        text = f"{time} {record.levelname.lower():<8} {_printable(message)}"
+        text += "".join(f"  {key}={_printable(str(value))}" for key, value in fields.items())
+        return f"{text}\n{record.exc_text}" if record.exc_text else text
+
+
+def _parts(record: logging.LogRecord) -> tuple[str, dict[str, object]]:
+    """An event and its fields; a record of another library has only its text."""
+    parts: tuple[str, dict[str, object]] | None = getattr(record, RECORD_FIELDS, None)
+    return parts if parts is not None else (record.getMessage(), {})
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _printable(text: str) -> str:
+    """`text` with control characters escaped: a stranger's name must not steer the terminal."""
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1] for character in text
+    )
+
+
+class _BoundedQueueHandler(QueueHandler):
+    """Puts records on a bounded queue; counts those it has no room for."""
+
+    queue: Queue[logging.LogRecord]
+
+    def __init__(self, target: Queue[logging.LogRecord]) -> None:
+        super().__init__(target)
+        self.dropped = 0
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        # The traceback is made text here: held as an object it would keep every frame's locals,
+        # payloads and keys among them, alive in the queue.
+        if record.exc_info and not record.exc_text:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        record.exc_info = None
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self.queue.put_nowait(record)
+        except Full:
+            self.dropped += 1
+
+
+class _QuietRotatingFile(RotatingFileHandler):
+    """A rotating file whose own trouble (a full disk) is counted, not thrown at the console."""
+
+    failures = 0
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        self.failures += 1
+
+
+class Logging:
+    """Running logs; made by `start_logging`, ended by `stop`."""
+
+    def __init__(self, level: int, handlers: list[logging.Handler]) -> None:
+        self._handlers = handlers
+        self._front = _BoundedQueueHandler(Queue(limits.LOG_QUEUE))
+        self._listener = QueueListener(self._front.queue, *handlers, respect_handler_level=True)
+        self._root = logging.getLogger(ROOT)
+        self._former = (self._root.level, self._root.propagate)
+        self._reported = 0
+        self._root.setLevel(level)
+        self._root.propagate = False
+        self._root.addHandler(self._front)
+        self._listener.start()
+
+    @property
+    def dropped(self) -> int:
+        """Lines there was no room for, because the disk or the terminal was too slow."""
+        return self._front.dropped
+
+    def stats(self) -> dict[str, int]:
+        """For the status: lines dropped, lines a file could not take, lines waiting."""
+        files = [handler for handler in self._handlers if isinstance(handler, _QuietRotatingFile)]
+        return {
+            "log_lines_dropped": self.dropped,
+            "log_write_failures": sum(handler.failures for handler in files),
+            "log_lines_waiting": self._front.queue.qsize(),
+        }
+
+    def stop(self) -> None:
+        """Write what waits, close the files, leave the loggers as they were. May be repeated."""
+        if self._front not in self._root.handlers:
+            return
+        if self.dropped:
+            logging.getLogger(f"{ROOT}.telemetry").warning(
+                "%d log lines were dropped: the log's disk or terminal was too slow", self.dropped
+            )
+        self._root.removeHandler(self._front)
+        self._listener.stop()
+        for handler in self._handlers:
+            handler.close()
+        self._root.setLevel(self._former[0])
+        self._root.propagate = self._former[1]
+
+
+def start_logging(settings: LoggingSection, *, console: TextIO | None = None) -> Logging:
+    """Log as configured, the text to `console` (standard error by default).
+
+    `ConfigError` when the directory can't be written.
+    """
+    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    handlers: list[logging.Handler] = []
+    if settings.directory is not None:
+        handlers += _files(settings, settings.directory, level)
+    if settings.console:
+        handlers.append(_console(console if console is not None else sys.stderr))
+    return Logging(level, handlers)
+
+
+def _files(settings: LoggingSection, directory: Path, level: int) -> list[logging.Handler]:
+    wanted = [("info.log", max(level, logging.INFO)), ("error.log", logging.ERROR)]
+    if level <= logging.DEBUG:
+        wanted.append(("debug.log", logging.DEBUG))
+    handlers: list[logging.Handler] = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, least in wanted:
+            handler = _QuietRotatingFile(
+                directory / name,
+                maxBytes=int(settings.max_size_mb * limits.MIB),
+                backupCount=settings.backups,
+                encoding="utf-8",
+            )
+            handler.setLevel(least)
+            handler.setFormatter(JsonFormatter())
+            handlers.append(handler)
+    except OSError as error:
+        for opened in handlers:
+            opened.close()
+        raise ConfigError(
+            f"logging.directory = {directory}: can't be written: {error.strerror}"
+        ) from error
+    return handlers
+
+
+def _console(stream: TextIO) -> logging.Handler:
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(ConsoleFormatter())
+    return handler
