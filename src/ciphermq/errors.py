@@ -76,7 +76,8 @@
     │   ├── JournalFull                no space left on the device
     │   └── PayloadDamaged             one payload fails its checksum
     ├── CatalogError                   public keys and metadata
-    └── StoreError                     Inbox and Outbox files on a client's machine
+    ├── StoreError                     Inbox and Outbox files on a client's machine
+    └── AlreadyDone                    its effect is committed in the Inbox: skip it
 
 A message says what happened, to what, and what to do. `code` is the stable, machine-readable
 name: it is on the wire for `Refused`, in dead letters for `BatchError`, in ``--json`` for all.
@@ -84,6 +85,7 @@ name: it is on the wire for `Refused`, in dead letters for `BatchError`, in ``--
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 
@@ -91,6 +93,12 @@ class CipherMQError(Exception):
     """Root of everything this package raises on purpose."""
 
     code: ClassVar[str] = "error"
+    """The class's name in words (``QueueFull``: ``queue-full``) unless it says another."""
+
+    def __init_subclass__(cls) -> None:
+        if "code" not in cls.__dict__:
+            words = re.findall("[A-Z][a-z]*", cls.__name__.removesuffix("Error"))
+            cls.code = "-".join(words).lower()
 
 
 # --- the caller's own mistakes ---------------------------------------------------------------
@@ -105,13 +113,9 @@ class UsageError(CipherMQError):
 class LocalProtocolError(UsageError):
     """This side tried to send what the protocol forbids."""
 
-    code = "local-protocol"
-
 
 class ConfigError(CipherMQError):
     """A setting is wrong. Names the file, the key, the value and what is allowed."""
-
-    code = "config"
 
 
 # --- certificates and keys on this machine -----------------------------------------------------
@@ -120,31 +124,21 @@ class ConfigError(CipherMQError):
 class IdentityError(CipherMQError):
     """A certificate or private key on this machine is unusable."""
 
-    code = "identity"
-
 
 class IdentityNotFound(IdentityError):
     """No identity of that name at that place."""
-
-    code = "identity-not-found"
 
 
 class PassphraseError(IdentityError):
     """A passphrase is missing or wrong."""
 
-    code = "passphrase"
-
 
 class CertificateError(IdentityError):
     """A certificate is expired, not yet valid, of the wrong usage or of another name."""
 
-    code = "certificate"
-
 
 class AuthorityError(IdentityError):
     """The certificate authority's directory is missing, damaged or not openable."""
-
-    code = "authority"
 
 
 # --- faults of a batch: to the dead letters ----------------------------------------------------
@@ -153,115 +147,77 @@ class AuthorityError(IdentityError):
 class BatchError(CipherMQError):
     """The batch itself is at fault: it is dead-lettered with this reason."""
 
-    code = "batch"
-
 
 class MalformedBatch(BatchError):
     """The bytes are not a sealed batch."""
-
-    code = "malformed-batch"
 
 
 class UnsupportedVersion(MalformedBatch):
     """A format version this program does not know."""
 
-    code = "unsupported-version"
-
 
 class UnsupportedSuite(MalformedBatch):
     """A cryptographic suite this program does not know."""
-
-    code = "unsupported-suite"
 
 
 class BatchTooLarge(BatchError):
     """Over one of the limits on a batch; the limit is named."""
 
-    code = "batch-too-large"
-
 
 class UntrustedSender(BatchError):
     """The sender's certificate chain does not lead to our authority."""
-
-    code = "untrusted-sender"
 
 
 class SenderCertificateNotValid(UntrustedSender):
     """The sender's certificate was not valid when the batch was made."""
 
-    code = "sender-certificate-not-valid"
-
 
 class SenderMayNotSign(UntrustedSender):
     """The sender's certificate lacks CipherMQ's signing usage."""
-
-    code = "sender-may-not-sign"
 
 
 class SenderRevoked(UntrustedSender):
     """The sender's certificate is on the revocation list."""
 
-    code = "sender-revoked"
-
 
 class SenderMismatch(BatchError):
     """The header names another sender than the certificate."""
-
-    code = "sender-mismatch"
 
 
 class NotForThisReceiver(BatchError):
     """This receiver is not among the batch's receivers."""
 
-    code = "not-for-this-receiver"
-
 
 class BatchTooOld(BatchError):
     """Older than the greatest message age."""
-
-    code = "batch-too-old"
 
 
 class BatchExpired(BatchError):
     """Past the time to live its sender gave it."""
 
-    code = "batch-expired"
-
 
 class BatchFromTheFuture(BatchError):
     """Made later than now, beyond the allowed skew."""
-
-    code = "batch-from-the-future"
 
 
 class BadSignature(BatchError):
     """The sender's signature does not verify: some byte was changed on the way."""
 
-    code = "bad-signature"
-
 
 class WrapRefused(BatchError):
     """The session key does not open with the key the batch names."""
-
-    code = "wrap-refused"
 
 
 class CommitmentMismatch(BatchError):
     """The session key opened is not the one the header commits to."""
 
-    code = "commitment-mismatch"
-
 
 class BodyRefused(BatchError):
     """The body does not open, or what is inside is not well formed."""
 
-    code = "body-refused"
-
 
 class DuplicateConflict(BatchError):
     """One batch id with two different contents."""
-
-    code = "duplicate-conflict"
 
 
 # --- faults of the receiver: it stops ----------------------------------------------------------
@@ -270,31 +226,21 @@ class DuplicateConflict(BatchError):
 class ReceiverFault(CipherMQError):
     """The receiver can't judge or open batches now: it stops and leaves the queue as it is."""
 
-    code = "receiver-fault"
-
 
 class ClockWrong(ReceiverFault):
     """This machine's clock can't be right."""
-
-    code = "clock-wrong"
 
 
 class RevocationListStale(ReceiverFault):
     """The revocation list is missing, expired or not signed by our authority."""
 
-    code = "revocation-list-stale"
-
 
 class KeyMissing(ReceiverFault):
     """The private key that a batch names is not on this machine."""
 
-    code = "key-missing"
-
 
 class InboxError(ReceiverFault):
     """The Inbox can't be read or written."""
-
-    code = "inbox"
 
 
 # --- key records --------------------------------------------------------------------------------
@@ -303,61 +249,41 @@ class InboxError(ReceiverFault):
 class KeyRecordError(CipherMQError):
     """A receiver's public key can't be trusted, so nothing is sealed to it."""
 
-    code = "key-record"
-
 
 class UnknownReceiver(KeyRecordError):
     """Nobody of that name has registered a key."""
-
-    code = "unknown-receiver"
 
 
 class KeyRecordMalformed(KeyRecordError):
     """The bytes are not a key record."""
 
-    code = "key-record-malformed"
-
 
 class KeyRecordForged(KeyRecordError):
     """Its signature or its certificate chain is wrong."""
-
-    code = "key-record-forged"
 
 
 class KeyRecordSwapped(KeyRecordError):
     """It is genuine, but belongs to another client than the one asked for."""
 
-    code = "key-record-swapped"
-
 
 class KeyRecordExpired(KeyRecordError):
     """Past its own 'not after'."""
-
-    code = "key-record-expired"
 
 
 class KeyRecordNotYetValid(KeyRecordError):
     """Before its own 'not before'."""
 
-    code = "key-record-not-yet-valid"
-
 
 class KeyRecordRolledBack(KeyRecordError):
     """Older than a version this identity has already seen."""
-
-    code = "key-record-rolled-back"
 
 
 class KeyRecordRevoked(KeyRecordError):
     """Its owner's certificate is on the revocation list."""
 
-    code = "key-record-revoked"
-
 
 class CertificateKeyChanged(KeyRecordError):
     """The owner's certificate key is not the one seen first; a person must decide."""
-
-    code = "certificate-key-changed"
 
 
 # --- the peer and the road ----------------------------------------------------------------------
@@ -372,49 +298,33 @@ class RemoteProtocolError(CipherMQError):
 class FrameTooLarge(RemoteProtocolError):
     """A frame announces more bytes than its type may have."""
 
-    code = "frame-too-large"
-
 
 class UnknownFrame(RemoteProtocolError):
     """A frame of a type this side does not know."""
-
-    code = "unknown-frame"
 
 
 class MalformedFrame(RemoteProtocolError):
     """A frame whose body is not what its type demands."""
 
-    code = "malformed-frame"
-
 
 class TransportError(CipherMQError):
     """The connection could not be made, or ended."""
-
-    code = "transport"
 
 
 class ConnectFailed(TransportError):
     """Refused, unreachable, or the name is unknown."""
 
-    code = "connect-failed"
-
 
 class TlsFailed(TransportError):
     """TLS was refused by one side; the message says which and why."""
-
-    code = "tls-failed"
 
 
 class ProtocolNotOffered(TransportError):
     """The server does not speak cmq/2."""
 
-    code = "protocol-not-offered"
-
 
 class ConnectionLost(TransportError):
     """The connection ended before the answer came."""
-
-    code = "connection-lost"
 
 
 class WaitTimeout(TransportError):
@@ -429,85 +339,57 @@ class WaitTimeout(TransportError):
 class Refused(CipherMQError):
     """The broker said no."""
 
-    code = "refused"
-
 
 class AccessRefused(Refused):
     """This client may not do that."""
-
-    code = "access-refused"
 
 
 class NotFound(Refused):
     """No queue, exchange, message or client of that name."""
 
-    code = "not-found"
-
 
 class PreconditionFailed(Refused):
     """It exists with other properties, is not empty, or is in use."""
-
-    code = "precondition-failed"
 
 
 class Unroutable(Refused):
     """No binding matches: the batch is returned, nothing was stored."""
 
-    code = "unroutable"
-
 
 class QueueFull(Refused):
     """One of the queues it goes to is full: nothing was stored in any."""
-
-    code = "queue-full"
 
 
 class NoSpace(Refused):
     """The broker's disk is full: nothing was stored."""
 
-    code = "no-space"
-
 
 class AfterRefusal(Refused):
     """Refused because an earlier one on this connection was, to keep the order."""
-
-    code = "after-refusal"
 
 
 class ConflictingDuplicate(Refused):
     """The broker has that batch id with other bytes."""
 
-    code = "conflicting-duplicate"
-
 
 class ResourceLimit(Refused):
     """Over one of the broker's limits; the limit is named."""
-
-    code = "resource-limit"
 
 
 class BadRequest(Refused):
     """The request makes no sense; the message says what would."""
 
-    code = "bad-request"
-
 
 class Superseded(Refused):
     """A newer consumer with the same client and name has taken over."""
-
-    code = "superseded"
 
 
 class Unavailable(Refused):
     """The broker is stopping, or its journal has failed."""
 
-    code = "unavailable"
-
 
 class InternalError(Refused):
     """The broker failed in a way it did not foresee; its log says more."""
-
-    code = "internal"
 
 
 # --- stores ------------------------------------------------------------------------------------
@@ -516,49 +398,37 @@ class InternalError(Refused):
 class JournalError(CipherMQError):
     """The durable log."""
 
-    code = "journal"
-
 
 class JournalDamaged(JournalError):
     """Bad bytes before good ones. Names file, offset and the command that salvages."""
-
-    code = "journal-damaged"
 
 
 class JournalInUse(JournalError):
     """Another broker has this directory open."""
 
-    code = "journal-in-use"
-
 
 class JournalFailed(JournalError):
     """A write or a sync failed; nothing after it is confirmed and the broker stops."""
-
-    code = "journal-failed"
 
 
 class JournalFull(JournalError):
     """No space left on the device."""
 
-    code = "journal-full"
-
 
 class PayloadDamaged(JournalError):
     """One stored payload fails its checksum."""
-
-    code = "payload-damaged"
 
 
 class CatalogError(CipherMQError):
     """The catalog of public keys and metadata can't be read or written."""
 
-    code = "catalog"
-
 
 class StoreError(CipherMQError):
     """An Outbox or trust file on a client's machine can't be read or written."""
 
-    code = "store"
+
+class AlreadyDone(CipherMQError):
+    """Another receiver has committed this message's effect meanwhile: skip it, it is acked."""
 
 
 def _walk(cls: type[CipherMQError]) -> list[type[CipherMQError]]:
