@@ -1,0 +1,274 @@
+"""The certificate authority: a directory that is needed only to issue, and best kept offline.
+
+::
+
+    ca.crt          its certificate: everybody's anchor
+    ca.key          its private key (P-384), PEM under a random password
+    ca.pass         that password under scrypt of the passphrase; absent: the key is in the clear
+    crl.pem         the newest revocation list; its number rises with each
+    issued/         every certificate it ever issued, by serial number
+
+Each command takes the directory's lock, so two of them can't issue one name to two keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ciphermq import limits
+from ciphermq.custody import disk
+from ciphermq.custody.passphrase import STRONG, Cost, check_not_empty
+from ciphermq.errors import AuthorityError, CertificateError, RevocationListStale
+from ciphermq.pki import dates, keyfile, names, profiles
+from ciphermq.pki.revocation import RevocationList
+
+CERTIFICATE: Final = "ca.crt"
+KEY: Final = "ca.key"
+REVOCATION_LIST: Final = "crl.pem"
+_WRAPPED: Final = "ca.pass"
+_ISSUED: Final = "issued"
+_LOCK: Final = ".lock"
+_PURPOSE: Final = "CipherMQ authority key"
+
+_PEM: Final = serialization.Encoding.PEM
+_DER: Final = serialization.Encoding.DER
+_PublicKey = ec.EllipticCurvePublicKey
+
+
+class Issued(NamedTuple):
+    """A certificate that the authority issued."""
+
+    name: str
+    """A client's id; `profiles.SERVER_COMMON_NAME` for a server's."""
+    is_client: bool
+    certificate: x509.Certificate
+
+    @property
+    def not_after_ms(self) -> int:
+        """When it ends."""
+        return dates.to_ms(self.certificate.not_valid_after_utc)
+
+
+class AuthorityDirectory:
+    """What can be read of an authority without its passphrase."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `AuthorityError` when there is no authority at `path`."""
+        self.path = path
+        try:
+            pem = (path / CERTIFICATE).read_bytes()
+            self.certificate = x509.load_pem_x509_certificate(pem)
+        except FileNotFoundError:
+            raise AuthorityError(
+                f"there is no authority in {path}: make one with `ciphermq init`, or say where "
+                "the deployment is with --home"
+            ) from None
+        except (OSError, *names.UNREADABLE) as error:
+            raise AuthorityError(f"{path / CERTIFICATE} can't be read: {error}") from error
+
+    @property
+    def certificate_pem(self) -> bytes:
+        """The authority's certificate, for everybody."""
+        return self.certificate.public_bytes(_PEM)
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether its key needs a passphrase."""
+        return (self.path / _WRAPPED).exists()
+
+    def revocation_list(self) -> RevocationList:
+        """The newest list; `AuthorityError` when it is missing or not this authority's."""
+        path = self.path / REVOCATION_LIST
+        try:
+            crl = x509.load_pem_x509_crl(path.read_bytes())
+            return RevocationList(crl.public_bytes(_DER), [self.certificate])
+        except (OSError, RevocationListStale, *names.UNREADABLE) as error:
+            raise AuthorityError(
+                f"{path} can't be used ({error}): restore it from a backup; a new list in its "
+                "place would forget who is revoked"
+            ) from error
+
+    def issued(self) -> list[Issued]:
+        """Every certificate ever issued, by name and then by end."""
+        found = []
+        for path in (self.path / _ISSUED).glob("*.crt"):
+            try:
+                found.append(_issued(x509.load_pem_x509_certificate(path.read_bytes())))
+            except (OSError, *names.UNREADABLE) as error:
+                raise AuthorityError(f"{path} can't be read: {error}") from error
+        return sorted(found, key=lambda item: (item.name, item.not_after_ms))
+
+    def current(self, name: str, now_ms: int) -> list[Issued]:
+        """The certificates with which client `name` can connect now."""
+        revoked = self.revocation_list().serials
+        return [
+            item
+            for item in self.issued()
+            if item.is_client
+            and item.name == name
+            and item.not_after_ms > now_ms
+            and item.certificate.serial_number not in revoked
+        ]
+
+
+class Authority(AuthorityDirectory):
+    """An authority whose key is open: it issues."""
+
+    def __init__(self, path: Path, key: ec.EllipticCurvePrivateKey) -> None:
+        """See `open` and `create`."""
+        super().__init__(path)
+        if key.public_key() != self.certificate.public_key():
+            raise AuthorityError(f"{path / KEY} is not the key of {path / CERTIFICATE}")
+        self._issuer = profiles.Issuer(self.certificate, key)
+
+    @classmethod
+    def open(cls, path: Path, passphrase: bytes | None) -> Authority:
+        """Raises `PassphraseError` for a wrong or missing passphrase, else `AuthorityError`."""
+        directory = AuthorityDirectory(path)
+        password = keyfile.read_password(path / _WRAPPED, passphrase, _PURPOSE)
+        return cls(directory.path, keyfile.read_key(path / KEY, password))
+
+    @classmethod
+    def create(
+        cls, path: Path, *, passphrase: bytes | None, now_ms: int, cost: Cost = STRONG
+    ) -> Authority:
+        """Make an authority in the new directory `path`, with its first revocation list.
+
+        Without a `passphrase` its key is in the clear: for demonstrations and tests.
+        """
+        if passphrase is not None:
+            check_not_empty(passphrase)
+        disk.make_private_directory(path / _ISSUED)
+        key = keyfile.new_key(ec.SECP384R1())
+        password = None
+        if passphrase is not None:
+            password = keyfile.new_password()
+            keyfile.write_password(path / _WRAPPED, password, passphrase, _PURPOSE, cost)
+        keyfile.write_key(path / KEY, key, password)
+        certificate = profiles.authority_certificate(key, now_ms)
+        first = profiles.revocation_list(profiles.Issuer(certificate, key), 1, (), now_ms)
+        disk.write_file(path / REVOCATION_LIST, first.public_bytes(_PEM), mode=disk.PUBLIC)
+        disk.write_file(path / CERTIFICATE, certificate.public_bytes(_PEM), mode=disk.PUBLIC)
+        return cls(path, key)
+
+    def issue_client(
+        self,
+        name: str,
+        public_key: _PublicKey,
+        *,
+        now_ms: int,
+        lifetime: int = limits.CERTIFICATE_LIFETIME,
+        replace: bool = False,
+    ) -> x509.Certificate:
+        """A client's certificate, `lifetime` in seconds.
+
+        Raises `AuthorityError` when `name` has a certificate with another key and `replace` is
+        not set: whoever got a second one could take over the first one's name.
+        """
+        with self._locked():
+            others = [
+                item
+                for item in self.current(name, now_ms)
+                if item.certificate.public_key() != public_key
+            ]
+            if others and not replace:
+                raise AuthorityError(
+                    f"{name!r} has a certificate with another key (serial "
+                    f"{others[-1].certificate.serial_number:x}, until "
+                    f"{dates.spell(others[-1].not_after_ms)}). If that key is lost and this is "
+                    "its owner asking, repeat the command with --replace"
+                )
+            issued = profiles.client_certificate(self._issuer, name, public_key, now_ms, lifetime)
+            return self._keep(issued)
+
+    def issue_server(
+        self,
+        hosts: Iterable[str],
+        public_key: _PublicKey,
+        *,
+        now_ms: int,
+        lifetime: int = limits.CERTIFICATE_LIFETIME,
+    ) -> x509.Certificate:
+        """A server's certificate for these host names and addresses."""
+        with self._locked():
+            return self._keep(
+                profiles.server_certificate(
+                    self._issuer, tuple(hosts), public_key, now_ms, lifetime
+                )
+            )
+
+    def sign_request(
+        self,
+        request: x509.CertificateSigningRequest,
+        *,
+        now_ms: int,
+        lifetime: int = limits.CERTIFICATE_LIFETIME,
+        replace: bool = False,
+    ) -> x509.Certificate:
+        """A client's certificate for a key that was made elsewhere.
+
+        Only the name and the key are taken from `request`; what else it asks for is ignored.
+        Raises `CertificateError` for a bad name, key or proof of possession.
+        """
+        name = names.request_name(request)
+        try:
+            key, proven = request.public_key(), request.is_signature_valid
+        except names.UNREADABLE as error:
+            raise CertificateError(f"the request of {name!r} can't be read: {error}") from error
+        # Without this, a stranger's public key could be certified under one's own name.
+        if not proven:
+            raise CertificateError(f"the request of {name!r} is not signed by the key it names")
+        if not isinstance(key, _PublicKey) or key.curve.name not in keyfile.CURVES:
+            raise CertificateError(f"the key of {name!r} must be on P-256, P-384 or P-521")
+        return self.issue_client(name, key, now_ms=now_ms, lifetime=lifetime, replace=replace)
+
+    def issue_crl(self, *, now_ms: int, revoke: Iterable[int] = ()) -> RevocationList:
+        """The next revocation list: all of the last one's entries, and the serials `revoke`."""
+        with self._locked():
+            last = self.revocation_list()
+            entries = {entry.serial_number: entry for entry in x509.load_der_x509_crl(last.der)}
+            for serial in revoke:
+                entries.setdefault(serial, profiles.revoked_entry(serial, now_ms))
+            crl = profiles.revocation_list(self._issuer, last.number + 1, entries.values(), now_ms)
+            path = self.path / REVOCATION_LIST
+            disk.write_file(path, crl.public_bytes(_PEM), mode=disk.PUBLIC, replace=True)
+            return RevocationList(crl.public_bytes(_DER), [self.certificate])
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with disk.locked(self.path / _LOCK):
+            yield
+
+    def _keep(self, certificate: x509.Certificate) -> x509.Certificate:
+        path = self.path / _ISSUED / f"{certificate.serial_number:x}.crt"
+        disk.write_file(path, certificate.public_bytes(_PEM), mode=disk.PUBLIC)
+        return certificate
+
+
+def load_request(data: bytes) -> x509.CertificateSigningRequest:
+    """The certificate request in `data`, PEM or DER; `CertificateError` when there is none."""
+    try:
+        if data.lstrip().startswith(b"-----BEGIN"):
+            return x509.load_pem_x509_csr(data)
+        return x509.load_der_x509_csr(data)
+    except names.UNREADABLE as error:
+        raise CertificateError(f"not a certificate request: {error}") from error
+
+
+def key_beneath(directory: Path) -> Path | None:
+    """An authority's private key somewhere in `directory`, which a broker must not hold."""
+    return next(directory.rglob(KEY), None)
+
+
+def _issued(certificate: x509.Certificate) -> Issued:
+    try:
+        return Issued(names.client_id_of(certificate), True, certificate)
+    except CertificateError:
+        return Issued(profiles.SERVER_COMMON_NAME, False, certificate)
