@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from ciphermq import errors, limits
+from ciphermq.settings.server import sections
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 NOTICE = "<!-- Written by `make docs` from the code: change it there. -->\n\n"
+
+
+def _prose(docstring: str | None) -> str:
+    return " ".join((docstring or "").split())
 
 
 def error_page() -> str:
@@ -20,9 +26,7 @@ def error_page() -> str:
     rows = []
 
     def walk(cls: type[errors.CipherMQError]) -> None:
-        rows.append(
-            f"| `{cls.__name__}` | `{cls.code}` | {' '.join((cls.__doc__ or '').split())} |"
-        )
+        rows.append(f"| `{cls.__name__}` | `{cls.code}` | {_prose(cls.__doc__)} |")
         for sub in cls.__subclasses__():
             walk(sub)
 
@@ -32,8 +36,8 @@ def error_page() -> str:
     return (
         f"# Errors\n\n{NOTICE}"
         "Everything the package raises on purpose. A message says what happened, to what, and\n"
-        "what to do. The code is stable: it is on the wire for refusals, in dead letters for faults\n"
-        "of a batch, and in `--json` for all.\n\n"
+        "what to do. The code is stable: it is on the wire for refusals, in dead letters for\n"
+        "faults of a batch, and in `--json` for all.\n\n"
         f"```\n{tree}\n```\n\n"
         f"| error | code | meaning |\n| --- | --- | --- |\n{table}\n"
     )
@@ -69,6 +73,26 @@ def limit_page() -> str:
     return "\n".join(page).replace("\n\n\n", "\n\n") + "\n"
 
 
+def settings_page() -> str:
+    """Every key of the server's configuration, as `ciphermq init` writes it."""
+    rows = []
+    for name, section in sections().items():
+        purpose = _prose(section.__doc__).partition(": ")[2]
+        rows.append(f"\n## `[{name}]`\n\n{purpose[:1].upper()}{purpose[1:]}\n")
+        rows.append("| key | default | what is allowed |\n| --- | --- | --- |")
+        for key, member in section.model_fields.items():
+            default = json.dumps(member.default, default=str)
+            rows.append(f"| `{key}` | `{default}` | {member.description} |")
+    return (
+        f"# The server's configuration\n\n{NOTICE}"
+        "`config.toml`, in the directory that `ciphermq init` made. Relative paths are relative\n"
+        "to it. `CIPHERMQ_SECTION__KEY` in the environment goes before the file, as in\n"
+        "`CIPHERMQ_SERVER__ADDRESS=0.0.0.0:7443`. A key that is not here is an error.\n"
+        + "\n".join(rows)
+        + "\n"
+    )
+
+
 def command_page() -> str:
     """What typer says of every command and option."""
     made = subprocess.run(
@@ -82,7 +106,12 @@ def command_page() -> str:
     return f"{head}\n\n{NOTICE}{rest.strip()}\n"
 
 
-PAGES = {"errors.md": error_page, "limits.md": limit_page, "cli.md": command_page}
+PAGES = {
+    "cli.md": command_page,
+    "settings.md": settings_page,
+    "errors.md": error_page,
+    "limits.md": limit_page,
+}
 
 
 def main() -> None:
