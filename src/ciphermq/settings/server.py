@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ciphermq import limits
@@ -65,7 +65,7 @@ class TlsSection(Section):
         default=Path("ca.crt"),
         description="the authority whose clients may connect, a PEM file (the certificate only)",
     )
-    crl_path: Path | None = Field(
+    crl_path: Path = Field(
         default=Path("crl.pem"), description="the authority's revocation list, a PEM file"
     )
 
@@ -94,7 +94,8 @@ class LoggingSection(Section):
 
     level: LogLevel = Field(default="info", description="debug, info, warning or error")
     directory: Path | None = Field(
-        default=Path("logs"), description="a directory for info.log, error.log and debug.log"
+        default=Path("logs"),
+        description='a directory for info.log, error.log and debug.log; "" for no files',
     )
     max_size_mb: float = Field(
         default=64.0,
@@ -107,6 +108,11 @@ class LoggingSection(Section):
         default=5, ge=0, le=1000, description="rotated files that are kept of each, 0 to 1000"
     )
     console: bool = Field(default=True, description="true or false: text on standard error too")
+
+    @field_validator("directory", mode="before")
+    @classmethod
+    def _none_when_empty(cls, value: object) -> object:
+        return value or None  # TOML has no null
 
 
 class LimitsSection(Section):

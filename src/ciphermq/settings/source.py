@@ -82,7 +82,7 @@ def _resolve_paths(values: dict[str, Any], base: Path) -> None:
         if not isinstance(given, dict):
             continue
         for key, field in section.model_fields.items():
-            if _is_path(field) and isinstance(given.get(key), str):
+            if _is_path(field) and isinstance(given.get(key), str) and given[key]:
                 given[key] = str(base / Path(given[key]).expanduser())
 
 

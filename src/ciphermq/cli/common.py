@@ -1,0 +1,92 @@
+"""Options that commands share, and what they lead to: an identity, a connection, a loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+
+import typer
+
+T = TypeVar("T")
+
+HOME_VARIABLE: Final = "CIPHERMQ_HOME"
+PASSPHRASE_VARIABLE: Final = "CIPHERMQ_PASSPHRASE"  # noqa: S105  (its name, not its value)
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        envvar=HOME_VARIABLE,
+        help="Deployment directory that `ciphermq init` made. Default: this one, if it holds "
+        "ca/, else ./ciphermq.",
+        show_default=False,
+    ),
+]
+IdentityOption = Annotated[
+    str | None,
+    typer.Option(
+        "--identity",
+        "-i",
+        envvar="CIPHERMQ_IDENTITY",
+        help="Who to be: an identity's directory or name. Default: the only one there is.",
+        show_default=False,
+    ),
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        envvar="CIPHERMQ_URL",
+        help="Broker, cmq://HOST:PORT. Default: the identity's own.",
+        show_default=False,
+    ),
+]
+PassphraseFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--passphrase-file",
+        help=f"File whose first line is the passphrase. Otherwise {PASSPHRASE_VARIABLE}, "
+        "otherwise a prompt.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON instead of text, also for errors.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
+
+
+def home_directory(home: Path | None) -> Path:
+    """The deployment directory meant by ``--home``, or the default where that is None."""
+    if home is not None:
+        return home
+    here = Path()
+    return here if (here / "ca").is_dir() else here / "ciphermq"
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end on a fast event loop. Ctrl-C cancels it, cleanly, and is raised."""
+    import asyncio
+
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def read_passphrase_file(path: Path) -> str:
+    """The first line of `path`, without its end."""
+    from ciphermq.errors import PassphraseError
+
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.readline().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PassphraseError(f"{path}: the passphrase file can't be read: {error}") from error
+
+
+def given_passphrase(path: Path | None) -> str | None:
+    """What the option or the environment gives, without asking; None where neither does."""
+    if path is not None:
+        return read_passphrase_file(path)
+    return os.environ.get(PASSPHRASE_VARIABLE)

@@ -1,0 +1,79 @@
+"""What commands print: JSON for programs, tables and sentences for people.
+
+Names come from other clients, so on a terminal nothing is printed that could steer it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on one line of standard output; bytes as hexadecimal digits."""
+    print(json.dumps(value, ensure_ascii=False, default=_plain), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).hex()
+    return str(value)
+
+
+def printable(text: str) -> str:
+    """`text` with control characters escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1] for character in text
+    )
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table; numbers to the right. Nothing but the header where there are no rows."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    body = [[_cell(value) for value in row] for row in rows]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        numeric = bool(body) and all(_is_number(row[index]) for row in body)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in body:
+        table.add_row(*(Text(cell) for cell in row))
+    width = None if sys.stdout.isatty() else 10_000  # a pipe has no edge to fold at
+    Console(width=width, highlight=False).print(table)
+
+
+def print_fields(fields: Mapping[str, object]) -> None:
+    """One ``name  value`` a line."""
+    width = max((len(name) for name in fields), default=0)
+    for name, value in fields.items():
+        print(f"{printable(name):<{width}}  {_cell(value)}")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, bytes):
+        return value.hex()
+    return printable(str(value))
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(".", "", 1).replace("-", "", 1).isdigit() or cell == "-"
+
+
+def moment(milliseconds: int | None) -> str | None:
+    """Milliseconds since the epoch as RFC 3339, UTC; None stays None (and 0 is never)."""
+    from datetime import UTC, datetime
+
+    if not milliseconds:
+        return None
+    when = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
