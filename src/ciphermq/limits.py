@@ -35,10 +35,8 @@ MAX_NAME: Final = 255
 MAX_CLIENT_ID: Final = 64
 """The certificate's CN: X.520 allows no more."""
 
-MAX_KEY_ID: Final = 64
-
-MAX_HEADER_P: Final = 16 * KIB
-"""32 receivers of 64-character ids with 64-byte key ids take 4.3 kB; names 0.5 kB."""
+MAX_HEADER_P: Final = 4 * KIB
+"""32 receivers of 64-character ids take 2.7 kB, the two names 0.5 kB, the rest 0.2 kB."""
 
 MAX_SEALED: Final = MAX_PLAINTEXT + 16 + MAX_HEADER_P + MAX_RECEIVERS * 1200 + MAX_CHAIN + 1024
 """A whole sealed batch: what a PUBLISH may carry and a journal record may hold."""
@@ -61,6 +59,9 @@ KEY_RECORD_LIFETIME: Final = 30 * DAY
 MAX_KEY_RECORD_LIFETIME: Final = 365 * DAY
 MAX_KEY_RECORD: Final = 16 * KIB
 """A record is a public key (1,216 bytes with ML-KEM), a chain and a signature."""
+
+MAX_KEY_FILE: Final = 64 * KIB
+"""A private key's file on a client's machine: a few hundred bytes, whatever the kind."""
 
 CERTIFICATE_LIFETIME: Final = 365 * DAY
 CERTIFICATE_WARNING: Final = 30 * DAY
@@ -104,6 +105,10 @@ HEARTBEAT: Final = 20.0
 
 WRITE_STALL_TIMEOUT: Final = 60.0
 """A peer that takes nothing for this long is cut off and its deliveries return."""
+
+LINGER: Final = 2.0
+"""How long after its own CLOSE a side waits for the other's: closing a socket with unread bytes
+resets it, and the last frames would be lost with it."""
 
 WRITE_HIGH_WATER: Final = 4 * MIB
 """Above this a connection is given no more deliveries: a few batches keep a fast link busy."""
@@ -179,3 +184,38 @@ RECONNECT_MOST: Final = 5.0
 CLOSE_TIMEOUT: Final = 30.0
 KEY_CACHE_LIFETIME: Final = 300.0
 """How long a verified key record is used before the directory is asked again."""
+
+SEND_WINDOW: Final = 16
+"""Unconfirmed batches a client has under way, unless its server allows fewer: enough for a few
+groups of the journal, few enough that a killed sender has little to say again."""
+
+SEND_BATCH: Final = 256 * KIB
+"""Plaintext a sender puts into one batch while more is waiting. Sealing has cost its share by
+then, and sender, broker and receiver work on different batches at the same time."""
+
+SEND_BUFFER: Final = 16 * MIB
+"""Bytes that wait in a sender before `send` waits too."""
+
+EXPIRY_GRAIN: Final = 1.0
+"""Messages whose times to live end this close to each other share a batch, and end with the
+first of them."""
+
+PREFETCH_BYTES: Final = 32 * MIB
+"""Sealed bytes a receiver has in memory; credit is counted in messages, so it is given in the
+measure of their size lately."""
+
+FIRST_CREDIT: Final = 64
+"""Messages a receiver asks for before it knows their size: at most 64 MiB."""
+
+ACK_INTERVAL: Final = 1.0
+"""At least this often a receiver tells the broker which messages of a batch are done."""
+
+ACK_RENEWAL: Final = 60.0
+"""While its application makes progress, a receiver says this often that it still wants the
+batches that wait, or the broker would give them to another after `ACK_TIMEOUT`."""
+
+STORE_TIMEOUT: Final = 30.0
+"""How long an Inbox or Outbox waits for another process that is writing to it."""
+
+STORE_PRUNE: Final = 3600.0
+"""How often an Inbox looks for ids that are older than any message may be."""

@@ -1,0 +1,173 @@
+"""Private keys in files: a receiver's key as PEM of our own, a certificate's key as PKCS #8.
+
+A receiver's key file is one PEM block (RFC 7468) of one of two labels::
+
+    CIPHERMQ PRIVATE KEY              u8 suite | 16 bytes key id | private key
+    CIPHERMQ ENCRYPTED PRIVATE KEY    u8 suite | 16 bytes key id | box of the private key
+
+The box is that of `ciphermq.custody.passphrase`; what stands before it is its label, so it opens
+only as the key it says it is. The key id is checked when the key is loaded: a damaged file is told
+at once, not by the batches that it fails to open.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ciphermq import limits
+from ciphermq.custody import disk, keys, passphrase, signatures
+from ciphermq.errors import CertificateError, IdentityError, PassphraseError
+from ciphermq.model.envelope import KEY_ID_SIZE
+from ciphermq.model.suites import Suite
+
+_PLAIN: Final = "CIPHERMQ PRIVATE KEY"
+_ENCRYPTED: Final = "CIPHERMQ ENCRYPTED PRIVATE KEY"
+_BOX_LABEL: Final = b"CipherMQ/2 private key\0"
+_HEAD: Final = 1 + KEY_ID_SIZE
+_PEM: Final = re.compile(
+    rf"\s*-----BEGIN ({_PLAIN}|{_ENCRYPTED})-----\n([A-Za-z0-9+/=\n]+)\n?-----END \1-----\s*"
+)
+
+
+class FileOpener:
+    """A receiver's private key that was read from a file into memory."""
+
+    def __init__(self, suite: Suite, private_key: bytes) -> None:
+        """`IdentityError` when `private_key` is none of `suite`."""
+        self._key = keys.load_private(suite, private_key)
+        self.suite = suite
+        self.public_key = keys.public_bytes(suite, private_key)
+        self.key_id = keys.key_id(suite, self.public_key)
+
+    def __repr__(self) -> str:
+        return f"<{self.suite.name} private key {self.key_id.hex()}>"
+
+    def unwrap(self, wrap: bytes, info: bytes) -> bytes:
+        """See `ciphermq.custody.face.Opener`."""
+        return keys.unwrap(self.suite, self._key, wrap, info)
+
+    @classmethod
+    def load(cls, path: Path, secret: bytes | None = None) -> FileOpener:
+        """The key in file `path`, which `secret` opens if it is encrypted.
+
+        Raises `PassphraseError` when the passphrase is missing or wrong, else `IdentityError`."""
+        data = disk.read_private(path, limit=limits.MAX_KEY_FILE)
+        return decode_key(data, str(path), secret)
+
+
+class FileSigner:
+    """A certificate's private key that was read from a file into memory."""
+
+    def __init__(self, private_key: ec.EllipticCurvePrivateKey, chain: tuple[bytes, ...]) -> None:
+        """`CertificateError` when the key is not that of the chain's first certificate, or is on
+        a curve that can't sign here."""
+        if not chain:
+            raise CertificateError("a signer needs its certificate")
+        if private_key.curve.name not in signatures.CURVES:
+            raise CertificateError(
+                f"the certificate's key is on {private_key.curve.name}; it must be on P-256, "
+                "P-384 or P-521"
+            )
+        try:
+            public_key = x509.load_der_x509_certificate(chain[0]).public_key()
+        except ValueError as error:
+            raise CertificateError(f"the signer's certificate can't be read: {error}") from error
+        if public_key != private_key.public_key():
+            raise CertificateError("the private key is not that of the certificate beside it")
+        self._key = private_key
+        self.chain = chain
+        self.certificate_sha256 = hashlib.sha256(chain[0]).digest()
+
+    def sign(self, data: bytes) -> bytes:
+        """See `ciphermq.custody.face.Signer`."""
+        return signatures.sign(self._key, data)
+
+    @classmethod
+    def load(
+        cls, key_path: Path, chain: tuple[bytes, ...], secret: bytes | None = None
+    ) -> FileSigner:
+        """The key in the PEM file `key_path`, for the certificate that `chain` begins with.
+
+        Raises `PassphraseError`, `CertificateError` or another `IdentityError`."""
+        data = disk.read_private(key_path, limit=limits.MAX_KEY_FILE)
+        try:
+            key = serialization.load_pem_private_key(data, secret)
+        except TypeError:
+            wanted = "is encrypted: give its passphrase" if secret is None else "is not encrypted"
+            raise PassphraseError(f"the private key {key_path} {wanted}") from None
+        except ValueError as error:
+            if secret is not None:
+                raise PassphraseError(
+                    f"the passphrase does not open the private key {key_path}"
+                ) from None
+            raise IdentityError(f"{key_path} is not a private key: {error}") from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise CertificateError(f"the private key {key_path} is not one for ECDSA")
+        return cls(key, chain)
+
+
+def encode_key(
+    suite: Suite,
+    private_key: bytes,
+    secret: bytes | None = None,
+    cost: passphrase.Cost = passphrase.STRONG,
+) -> bytes:
+    """A receiver's private key as a file's content, encrypted when there is a `secret`."""
+    head = bytes([suite]) + keys.key_id(suite, keys.public_bytes(suite, private_key))
+    if secret is None:
+        return _pem(_PLAIN, head + private_key)
+    box = passphrase.seal(secret, private_key, _BOX_LABEL + head, cost)
+    return _pem(_ENCRYPTED, head + box)
+
+
+def decode_key(data: bytes, what: str, secret: bytes | None = None) -> FileOpener:
+    """The reverse of `encode_key`; `what` names the file in errors, which are `IdentityError`s.
+
+    A `secret` that is not needed is not looked at."""
+    encrypted, content = _unpem(data, what)
+    try:
+        suite = Suite(content[0])
+    except (ValueError, IndexError):
+        raise IdentityError(f"{what} holds a key of a suite that this program lacks") from None
+    head, private_key = content[:_HEAD], content[_HEAD:]
+    if encrypted:
+        if secret is None:
+            raise PassphraseError(f"{what} is encrypted: give its passphrase")
+        private_key = passphrase.open_box(secret, private_key, _BOX_LABEL + head, what)
+    try:
+        opener = FileOpener(suite, private_key)
+    except IdentityError as error:
+        raise IdentityError(f"{what} is damaged: {error}") from error
+    if opener.key_id != head[1:]:
+        raise IdentityError(f"{what} is damaged: it does not hold the key that it names")
+    return opener
+
+
+def is_encrypted(data: bytes, what: str) -> bool:
+    """Whether a key file's content needs a passphrase; `IdentityError` when it is none."""
+    return _unpem(data, what)[0]
+
+
+def _pem(label: str, content: bytes) -> bytes:
+    text = base64.b64encode(content).decode()
+    lines = [text[at : at + 64] for at in range(0, len(text), 64)]
+    return "\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""]).encode()
+
+
+def _unpem(data: bytes, what: str) -> tuple[bool, bytes]:
+    try:
+        match = _PEM.fullmatch(data.decode("ascii"))
+        if match:
+            return match[1] == _ENCRYPTED, base64.b64decode(match[2].replace("\n", ""))
+    except (UnicodeDecodeError, binascii.Error):
+        pass
+    raise IdentityError(f"{what} is not a CipherMQ private key file, or it is damaged")
