@@ -56,7 +56,11 @@ CLOCK_SKEW: Final = 300
 # --- key records and certificates ------------------------------------------------------------
 
 KEY_RECORD_LIFETIME: Final = 30 * DAY
+"""How far back a stolen sealing key can read is this and the greatest message age."""
+
 MAX_KEY_RECORD_LIFETIME: Final = 365 * DAY
+"""No longer than the certificate that vouches for it."""
+
 MAX_KEY_RECORD: Final = 16 * KIB
 """A record is a public key (1,216 bytes with ML-KEM), a chain and a signature."""
 
@@ -64,10 +68,14 @@ MAX_KEY_FILE: Final = 64 * KIB
 """A private key's file on a client's machine: a few hundred bytes, whatever the kind."""
 
 CERTIFICATE_LIFETIME: Final = 365 * DAY
+"""A year: long enough to renew by hand, short enough that it is not forgotten."""
+
 CERTIFICATE_WARNING: Final = 30 * DAY
 """From how long before its end a certificate is warned about."""
 
 CRL_LIFETIME: Final = 30 * DAY
+"""How long a broker can hold back a newer list before clients notice."""
+
 CRL_WARNING: Final = 10 * DAY
 """A warning from day 20 of 30."""
 
@@ -114,8 +122,13 @@ WRITE_HIGH_WATER: Final = 4 * MIB
 """Above this a connection is given no more deliveries: a few batches keep a fast link busy."""
 
 MAX_CONNECTIONS: Final = 10_000
+"""A descriptor and TLS buffers each: what one process can serve, not what it can open."""
+
 MAX_CONNECTIONS_PER_CLIENT: Final = 256
+"""One client can't take the descriptors of all the others."""
+
 MAX_CONSUMERS_PER_CONNECTION: Final = 256
+"""A consumer costs the broker memory; more want a connection of their own."""
 
 TLS_RECORDS_BEFORE_RECONNECT: Final = 1 << 23
 """Half of the 2**24.5 records after which AES-GCM's confidentiality bound is reached
@@ -124,32 +137,55 @@ TLS_RECORDS_BEFORE_RECONNECT: Final = 1 << 23
 # --- delivery ---------------------------------------------------------------------------------
 
 DEDUP_WINDOW: Final = 600.0
+"""Longer than any client goes on retrying one batch."""
+
 MAX_DEDUP_ENTRIES: Final = 1_000_000
+"""1,600 batches a second over the whole window."""
+
 MAX_TRIES: Final = 20
+"""With back-off about ten minutes: a restart of what the receiver needs fits in."""
+
 ACK_TIMEOUT: Final = 300.0
 """Restarted by each ack of the batch."""
 
 NACK_BACKOFF_FIRST: Final = 1.0
+"""Doubled at each try. Soon enough for a passing fault,"""
+
 NACK_BACKOFF_MOST: Final = 60.0
+"""and rare enough that a lasting one costs nothing."""
 
 DEFAULT_PREFETCH: Final = 4096
 """Messages a consumer is given before it acks: a few full batches."""
 
 MAX_CREDIT: Final = 1 << 31
+"""Fits the wire's integers with room to add; nobody holds this many messages."""
+
 MAX_PUBLISH_WINDOW: Final = 64
 """Unconfirmed batches a connection may have: 64 MiB at most."""
 
 MAX_QUEUE_MESSAGES: Final = 100_000_000
+"""A backstop: at 100 bytes each most disks are full before."""
+
 MAX_QUEUE_BYTES: Final = 1 << 40
+"""1 TiB: a backstop where a queue was given no bound of its own."""
+
 MAX_QUEUES: Final = 100_000
+"""Each is a row in every snapshot, so in every segment of the journal."""
+
 MAX_EXCHANGES: Final = 10_000
+"""As for queues."""
+
 MAX_BINDINGS: Final = 200_000
+"""As for queues; two for each."""
+
 MAX_TARGETS: Final = 1024
 """Queues one publish may go to: its journal record lists all of them."""
 
 # --- the journal ------------------------------------------------------------------------------
 
 SEGMENT_SIZE: Final = 64 * MIB
+"""What compaction has to move at once at most, and what a start has to list."""
+
 JOURNAL_RESERVE: Final = 128 * MIB
 """Preallocated, so that acks and compaction go on when the disk is full."""
 
@@ -177,11 +213,23 @@ LOG_QUEUE: Final = 10_000
 # --- the client -------------------------------------------------------------------------------
 
 CONNECT_TIMEOUT: Final = 10.0
+"""One attempt; there is another after it."""
+
 REQUEST_TIMEOUT: Final = 30.0
+"""A request waits behind one fsync and one full connection, not behind a reconnect."""
+
 SEND_TIMEOUT: Final = 60.0
+"""From send to confirm, through a broker's restart."""
+
 RECONNECT_FIRST: Final = 0.1
+"""Doubled at each try: a restarted broker is found at once,"""
+
 RECONNECT_MOST: Final = 5.0
+"""and one that is down is not hammered."""
+
 CLOSE_TIMEOUT: Final = 30.0
+"""To settle what is in flight; then the connection is dropped."""
+
 KEY_CACHE_LIFETIME: Final = 300.0
 """How long a verified key record is used before the directory is asked again."""
 
