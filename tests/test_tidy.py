@@ -156,21 +156,13 @@ def test_every_exception_the_package_defines_is_in_the_tree() -> None:
 
 
 def test_every_limit_has_its_reason() -> None:
-    """A docstring after it, or after a limit that stands with it without a blank line between."""
-    bare = []
-    group: list[str] = []
-    explained = False
-    last = 0
-    for node in [*ast.parse((PACKAGE / "limits.py").read_text()).body, ast.Pass(lineno=10**9)]:
-        if node.lineno > last + 1:
-            bare += [] if explained else group
-            group, explained = [], False
-        last = node.end_lineno or node.lineno
-        if isinstance(node, ast.AnnAssign):
-            group.append(ast.unparse(node.target))
-        elif isinstance(node, ast.Expr) and group:
-            explained = True
-    assert [name for name in bare if name not in {"KIB", "MIB", "DAY"}] == []
+    body = ast.parse((PACKAGE / "limits.py").read_text()).body
+    bare = {
+        ast.unparse(node.target)
+        for node, after in zip(body, [*body[1:], None], strict=True)
+        if isinstance(node, ast.AnnAssign) and not isinstance(after, ast.Expr)
+    }
+    assert bare == {"KIB", "MIB", "DAY"}
 
 
 def test_limits_are_positive_numbers() -> None:
