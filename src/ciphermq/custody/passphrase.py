@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import struct
+import unicodedata
 from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
@@ -47,7 +48,6 @@ CHEAP: Final = Cost(n=1 << 4, r=8, p=1)
 
 def seal(passphrase: bytes, secret: bytes, label: bytes, cost: Cost = STRONG) -> bytes:
     """`secret` in a box that only `passphrase` and the same `label` open."""
-    check_not_empty(passphrase)
     salt, nonce = os.urandom(16), os.urandom(12)
     head = _HEAD.pack(_MAGIC, _VERSION, cost.n.bit_length() - 1, cost.r, cost.p, salt, nonce)
     return head + AESGCM(_derive(passphrase, salt, cost)).encrypt(nonce, secret, head + label)
@@ -55,7 +55,6 @@ def seal(passphrase: bytes, secret: bytes, label: bytes, cost: Cost = STRONG) ->
 
 def open_box(passphrase: bytes, box: bytes, label: bytes, what: str) -> bytes:
     """What `seal` put in. `what` names the box in errors, all of which are `PassphraseError`."""
-    check_not_empty(passphrase)
     if len(box) < _HEAD.size + _TAG:
         raise PassphraseError(f"{what} is cut short: get it again from where it was made")
     magic, version, log_n, r, p, salt, nonce = _HEAD.unpack_from(box)
@@ -72,11 +71,18 @@ def open_box(passphrase: bytes, box: bytes, label: bytes, what: str) -> bytes:
         raise PassphraseError(f"the passphrase does not open {what}: try again") from None
 
 
-def check_not_empty(passphrase: bytes) -> None:
-    """Refuse the empty passphrase: it would look encrypted and be open to all."""
+def to_bytes(phrase: str) -> bytes:
+    """A typed passphrase as bytes, the same from every keyboard (RFC 8265 section 4.2)."""
+    _check_not_empty(phrase)
+    return unicodedata.normalize("NFC", phrase).encode()
+
+
+def _check_not_empty(passphrase: bytes | str) -> None:
+    # What the empty passphrase locks would look encrypted and be open to all.
     if not passphrase:
         raise PassphraseError("the passphrase is empty: give one, or say that you want none")
 
 
 def _derive(passphrase: bytes, salt: bytes, cost: Cost) -> bytes:
+    _check_not_empty(passphrase)
     return Scrypt(salt=salt, length=32, n=cost.n, r=cost.r, p=cost.p).derive(passphrase)

@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ciphermq import limits
-from ciphermq.custody import disk
-from ciphermq.custody.passphrase import STRONG, Cost, check_not_empty
+from ciphermq.custody import disk, signatures
+from ciphermq.custody.passphrase import STRONG, Cost, to_bytes
 from ciphermq.errors import AuthorityError, CertificateError, RevocationListStale
 from ciphermq.pki import dates, keyfile, names, profiles
 from ciphermq.pki.revocation import RevocationList
@@ -129,7 +129,7 @@ class Authority(AuthorityDirectory):
         self._issuer = profiles.Issuer(self.certificate, key)
 
     @classmethod
-    def open(cls, path: Path, passphrase: bytes | None) -> Authority:
+    def open(cls, path: Path, passphrase: str | None) -> Authority:
         """Raises `PassphraseError` for a wrong or missing passphrase, else `AuthorityError`."""
         directory = AuthorityDirectory(path)
         password = keyfile.read_password(path / _WRAPPED, passphrase, _PURPOSE)
@@ -137,14 +137,14 @@ class Authority(AuthorityDirectory):
 
     @classmethod
     def create(
-        cls, path: Path, *, passphrase: bytes | None, now_ms: int, cost: Cost = STRONG
+        cls, path: Path, *, passphrase: str | None, now_ms: int, cost: Cost = STRONG
     ) -> Authority:
         """Make an authority in the new directory `path`, with its first revocation list.
 
         Without a `passphrase` its key is in the clear: for demonstrations and tests.
         """
         if passphrase is not None:
-            check_not_empty(passphrase)
+            to_bytes(passphrase)
         disk.make_private_directory(path / _ISSUED)
         key = keyfile.new_key(ec.SECP384R1())
         password = None
@@ -225,7 +225,7 @@ class Authority(AuthorityDirectory):
         # Without this, a stranger's public key could be certified under one's own name.
         if not proven:
             raise CertificateError(f"the request of {name!r} is not signed by the key it names")
-        if not isinstance(key, _PublicKey) or key.curve.name not in keyfile.CURVES:
+        if not isinstance(key, _PublicKey) or key.curve.name not in signatures.CURVES:
             raise CertificateError(f"the key of {name!r} must be on P-256, P-384 or P-521")
         return self.issue_client(name, key, now_ms=now_ms, lifetime=lifetime, replace=replace)
 

@@ -17,11 +17,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ciphermq.custody import disk, passphrase
+from ciphermq.custody import disk, passphrase, signatures
 from ciphermq.custody.armour import armour, strip_armour
 from ciphermq.errors import IdentityError, PassphraseError
 
-CURVES: Final = ("secp256r1", "secp384r1", "secp521r1")
 _WRAPPED_LABEL: Final = "CIPHERMQ WRAPPED PASSWORD"
 _MOST_BYTES: Final = 16 * 1024
 
@@ -34,16 +33,16 @@ def new_password() -> bytes:
 def write_password(
     path: Path,
     password: bytes,
-    phrase: bytes,
+    phrase: str,
     purpose: str,
     cost: passphrase.Cost = passphrase.STRONG,
 ) -> None:
     """Write `password` to `path` so that only the passphrase `phrase` opens it."""
-    box = passphrase.seal(phrase, password, purpose.encode(), cost)
+    box = passphrase.seal(passphrase.to_bytes(phrase), password, purpose.encode(), cost)
     disk.write_file(path, armour(_WRAPPED_LABEL, box))
 
 
-def read_password(path: Path, phrase: bytes | None, purpose: str) -> bytes | None:
+def read_password(path: Path, phrase: str | None, purpose: str) -> bytes | None:
     """The password that the passphrase opens; None when there is none to open.
 
     Raises `PassphraseError` when `phrase` is wrong, or is missing although it is needed.
@@ -59,7 +58,7 @@ def read_password(path: Path, phrase: bytes | None, purpose: str) -> bytes | Non
         box = strip_armour(_WRAPPED_LABEL, disk.read_private(path, limit=_MOST_BYTES))
     except ValueError as error:
         raise PassphraseError(f"{path} is damaged ({error}): restore it from a backup") from error
-    return passphrase.open_box(phrase, box, purpose.encode(), str(path.parent))
+    return passphrase.open_box(passphrase.to_bytes(phrase), box, purpose.encode(), str(path.parent))
 
 
 def new_key(curve: ec.EllipticCurve) -> ec.EllipticCurvePrivateKey:
@@ -91,6 +90,6 @@ def read_key(path: Path, password: bytes | None) -> ec.EllipticCurvePrivateKey:
         if b"ENCRYPTED" in pem:
             raise PassphraseError(f"{path} does not open with that passphrase") from error
         raise IdentityError(f"{path} holds no usable private key: {error}") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in CURVES:
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in signatures.CURVES:
         raise IdentityError(f"the key in {path} is not on P-256, P-384 or P-521")
     return key

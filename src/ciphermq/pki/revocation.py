@@ -8,8 +8,10 @@ alone, rather than errors that would send good batches to the dead letters.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from ciphermq import limits
 from ciphermq.errors import ClockWrong, RevocationListStale
@@ -41,6 +43,8 @@ class RevocationList:
         if next_update is None:
             raise RevocationListStale("the revocation list doesn't say until when it counts")
         self.der = der
+        self.issuer_sha256 = sha256(self.issuer.public_bytes(Encoding.DER)).digest()
+        """Whose numbers this list's number can be compared with."""
         self.this_update_ms = dates.to_ms(this_update)
         self.next_update_ms = dates.to_ms(next_update)
 

@@ -18,12 +18,12 @@ from hashlib import sha256
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
 
 from ciphermq import limits
+from ciphermq.custody import signatures
 from ciphermq.errors import (
     CertificateError,
     RevocationListStale,
@@ -38,12 +38,6 @@ from ciphermq.pki.revocation import RevocationList
 _SKEW_MS: Final = limits.CLOCK_SKEW * 1000
 _CACHED_SIGNERS: Final = 1024
 """Chains remembered as verified; each is about 2 kB."""
-
-_HASHES: Final[dict[str, hashes.HashAlgorithm]] = {
-    "secp256r1": hashes.SHA256(),
-    "secp384r1": hashes.SHA384(),
-    "secp521r1": hashes.SHA512(),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +54,8 @@ class SignerInfo:
     serial: int
 
     def verifies(self, signature: bytes, data: bytes) -> bool:
-        """Whether `signature` (DER ECDSA, hash as the curve's) is this key's over `data`."""
-        algorithm = ec.ECDSA(_HASHES[self.public_key.curve.name])
-        try:
-            self.public_key.verify(signature, data, algorithm)
-        except InvalidSignature:
-            return False
-        return True
+        """Whether `signature` is this key's over `data`."""
+        return signatures.verifies(self.public_key, signature, data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +218,7 @@ def _signer_info(certificate: x509.Certificate, der: bytes) -> SignerInfo:
             f"(usage {names.SIGNING_USAGE.dotted_string})"
         )
     key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _HASHES:
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in signatures.CURVES:
         raise UntrustedSender(f"the key of {client_id!r} is not on P-256, P-384 or P-521")
     return SignerInfo(
         client_id=client_id,
