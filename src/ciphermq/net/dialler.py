@@ -1,0 +1,144 @@
+"""Make a connection to a server."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+
+from ciphermq.errors import CipherMQError, ConnectFailed, ConnectionLost, ProtocolNotOffered
+from ciphermq.net import tls_errors
+from ciphermq.net.address import Address, parse_url
+from ciphermq.net.link import Link, OnFrame, OnLost
+from ciphermq.net.options import LinkOptions
+from ciphermq.net.tls import ALPN
+from ciphermq.wire.cmq2.frames import Frame, Hello
+from ciphermq.wire.cmq2.table import Role
+
+
+async def dial(
+    url: str,
+    context: ssl.SSLContext,
+    *,
+    hello: Hello,
+    on_frame: OnFrame,
+    on_lost: OnLost,
+    on_writable: Callable[[], None] | None = None,
+    server_name: str | None = None,
+    options: LinkOptions | None = None,
+) -> Link:
+    """A link to the server at `url`, after both HELLOs; the server's is `Link.hello`.
+
+    `server_name` is what the server's certificate must be for; the URL's host by default.
+    `options` bound every wait. Frames that come right behind the server's HELLO may reach
+    `on_frame` before this returns. `on_lost` is called only for a link that was returned.
+
+    Raises `ConnectFailed`, `TlsFailed`, `ProtocolNotOffered`, `WaitTimeout`, `ConnectionLost`, or
+    the server's own refusal.
+    """
+    where = parse_url(url)
+    options = options or LinkOptions()
+    greeting = _Greeting(hello, on_frame, on_lost, on_writable)
+    sock = await _connect(where, options.connect_timeout)
+    try:
+        await asyncio.get_running_loop().create_connection(
+            lambda: Link(Role.CLIENT, greeting.on_open, options),
+            sock=sock,
+            ssl=context,
+            server_hostname=server_name or where.host,
+            ssl_handshake_timeout=options.handshake_timeout,
+            ssl_shutdown_timeout=options.linger,
+        )
+        return await greeting.done
+    except OSError as error:  # ssl.SSLError is one
+        raise tls_errors.explain(error, Role.SERVER, str(where)) from error
+    except asyncio.CancelledError:
+        greeting.give_up()
+        raise
+    finally:
+        if greeting.link is None:
+            sock.close()
+
+
+async def _connect(where: Address, limit: float) -> socket.socket:
+    """A TCP connection to the first of the host's addresses that answers."""
+    try:
+        async with asyncio.timeout(limit):
+            return await _connect_any(where)
+    except TimeoutError as error:
+        raise ConnectFailed(f"{where} did not answer within {limit:g} s") from error
+    except socket.gaierror as error:
+        raise ConnectFailed(f"no address is known for {where.host!r}: {error.strerror}") from error
+    except ConnectionRefusedError as error:
+        raise ConnectFailed(f"nothing listens at {where}: is the server running?") from error
+    except OSError as error:
+        raise ConnectFailed(f"{where} can't be reached: {error.strerror or error}") from error
+
+
+async def _connect_any(where: Address) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    last: OSError | None = None
+    for family, kind, number, _, name in await loop.getaddrinfo(
+        where.host, where.port, type=socket.SOCK_STREAM
+    ):
+        sock = socket.socket(family, kind, number)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await loop.sock_connect(sock, name)
+        except OSError as error:
+            sock.close()
+            last = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise last or OSError("the name has no address")
+
+
+class _Greeting:
+    """The exchange of HELLOs, between the end of TLS and the caller's own frames."""
+
+    def __init__(
+        self,
+        hello: Hello,
+        on_frame: OnFrame,
+        on_lost: OnLost,
+        on_writable: Callable[[], None] | None,
+    ) -> None:
+        self.done: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
+        self.link: Link | None = None
+        self._hello = hello
+        self._on_frame, self._on_lost, self._on_writable = on_frame, on_lost, on_writable
+
+    def on_open(self, link: Link) -> None:
+        """TLS is up: speak first."""
+        self.link = link
+        link.attach(self._first_frame, self._refused)
+        if link.protocol == ALPN:
+            link.send(self._hello)
+        else:
+            link.abort(
+                ProtocolNotOffered(
+                    f"the server at {link.peer} doesn't speak {ALPN}: is it a CipherMQ 2 server?"
+                )
+            )
+
+    def give_up(self) -> None:
+        """The caller waits no more."""
+        if self.link is not None:
+            self.link.attach(lambda _: None, lambda _: None)
+            self.link.abort()
+
+    def _first_frame(self, frame: Frame) -> None:
+        if isinstance(frame, Hello) and self.link is not None and not self.done.done():
+            self.link.attach(self._on_frame, self._on_lost, self._on_writable)
+            self.done.set_result(self.link)
+
+    def _refused(self, error: CipherMQError | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(
+                error or ConnectionLost("the server closed the connection before its HELLO")
+            )

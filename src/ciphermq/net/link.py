@@ -1,0 +1,305 @@
+"""One connection that carries frames: `Cmq2Machine` on an asyncio transport over TLS.
+
+Incoming bytes are read by TLS straight into the machine's buffers. Outgoing frames are gathered
+for one turn of the event loop and written together, so that small ones share writes, records and
+packets.
+
+A link ends in one of these ways, and says which in `on_lost`: both sides sent CLOSE (no error);
+the peer or the network ended it; the peer broke the protocol; the peer was silent, slow with a
+frame, or took nothing. One tick looks after all the clocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Any, Final
+
+from ciphermq.errors import CipherMQError, ConnectionLost, refusal
+from ciphermq.net import address, tls_errors
+from ciphermq.net.options import LinkOptions
+from ciphermq.net.outgoing import gather, records
+from ciphermq.net.watch import Watch
+from ciphermq.wire.cmq2.codec import Buffer
+from ciphermq.wire.cmq2.frames import Close, Error, Frame, Hello, Ok, Ping, Reconnect
+from ciphermq.wire.cmq2.machine import Cmq2Machine, new_scratch
+from ciphermq.wire.cmq2.table import Role, State
+
+OnFrame = Callable[[Frame], None]
+OnLost = Callable[[CipherMQError | None], None]
+
+_OWN_REQUEST: Final = 0
+"""Request id of a link's own PINGs, whose answers go no further."""
+
+_MAX_REASON: Final = 4096
+
+
+def _nothing(*_: object) -> None:
+    """What a link calls until `attach`."""
+
+
+class Link(asyncio.BufferedProtocol):
+    """A connection to a peer, from the end of its TLS handshake to its loss.
+
+    All of it is for the event loop's thread. `scratch` may be shared by all links of a loop.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        on_open: Callable[[Link], None],
+        options: LinkOptions | None = None,
+        scratch: memoryview | None = None,
+    ) -> None:
+        self.role = role
+        self.options = options or LinkOptions()
+        self.peer = "an unknown address"
+        """The peer's ``host:port``."""
+        self.peer_certificate = b""
+        """DER."""
+        self.protocol: str | None = None
+        """What TLS agreed on (ALPN)."""
+        self.hello: Hello | None = None
+        """The peer's, once it has come."""
+        self._machine = Cmq2Machine(role, new_scratch() if scratch is None else scratch)
+        self._on_open = on_open
+        self._on_frame: OnFrame = _nothing
+        self._on_lost: OnLost = _nothing
+        self._on_writable: Callable[[], None] = _nothing
+        self._loop = asyncio.get_running_loop()
+        self._transport: Any = None  # uvloop's transports share no base class with asyncio's
+        self._watch = Watch(self.options, self.peer, self._loop.time())
+        self._ticker: asyncio.TimerHandle | None = None
+        self._reason: CipherMQError | None = None
+        self._lost = False
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._pieces: list[Buffer] = []
+        self._queued = 0
+        self._written = 0
+        self._flush_due = False
+        self._paused = False
+        self._records_in = 0
+        self._records_out = 0
+        self._replacing = False
+
+    def attach(
+        self, on_frame: OnFrame, on_lost: OnLost, on_writable: Callable[[], None] | None = None
+    ) -> None:
+        """Say who is told of frames, of the end, and of `writable` turning true.
+
+        Frames are all but the links' own heartbeats. The end is told once, with its reason, or
+        with None when both sides closed in order.
+        """
+        self._on_frame, self._on_lost = on_frame, on_lost
+        self._on_writable = on_writable or _nothing
+
+    # --- sending ----------------------------------------------------------------------------
+
+    @property
+    def writable(self) -> bool:
+        """Whether less than the high-water mark waits to be written."""
+        return not self._paused and self._queued < self.options.write_high_water
+
+    @property
+    def open(self) -> bool:
+        """Whether this side can send all that its role allows: neither lost nor closing."""
+        return not self._lost and self._machine.ours is State.OPEN
+
+    def send(self, frame: Frame) -> None:
+        """Have `frame` written with all others of this turn of the loop; never blocks.
+
+        Once the link is lost it does nothing, for `on_lost` has said so. Raises
+        `LocalProtocolError` for what this side may not send now.
+        """
+        if self._lost:
+            return
+        pieces = self._machine.send(frame)
+        self._pieces += pieces
+        self._queued += sum(map(len, pieces))
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        if self._lost or not self._pieces:
+            return
+        was_full = not self.writable
+        writes = gather(self._pieces)
+        self._records_out += sum(records(len(piece)) for piece in writes)
+        self._written += self._queued
+        self._pieces, self._queued = [], 0
+        self._transport.writelines(writes)
+        if was_full and self.writable:
+            self._on_writable()
+
+    def close(self, reason: str = "", code: str = "") -> None:
+        """Send CLOSE, with an error's `code` if it is for one, and end once the peer has too.
+
+        Frames that the peer sent before its own CLOSE still arrive. Ends by itself after
+        `options.linger`. Idempotent.
+        """
+        if self._lost or self._machine.ours is State.CLOSED:
+            return
+        self.send(Close(reason=reason[:_MAX_REASON], code=code))
+        self._watch.closing(self._loop.time())
+        self._end_if_both_closed()
+
+    def fail(self, error: CipherMQError) -> None:
+        """End for a fault: tell the peer, then close; `on_lost` gets `error`."""
+        if self._reason is None:
+            self._reason = error
+        self.close(str(error), error.code)
+
+    def abort(self, error: CipherMQError | None = None) -> None:
+        """End now, whatever waits to be written; `on_lost` gets `error`."""
+        if self._reason is None:
+            self._reason = error
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection has ended, for whatever reason."""
+        await asyncio.shield(self._ended)
+
+    def _end_if_both_closed(self) -> None:
+        machine = self._machine
+        if machine.ours is State.CLOSED and machine.theirs is State.CLOSED:
+            self._flush()
+            self._transport.close()
+
+    # --- receiving --------------------------------------------------------------------------
+
+    def pause_reading(self) -> None:
+        """Take no more from the peer; TCP slows it down."""
+        self._transport.pause_reading()
+        self._watch.reading(self._loop.time(), on=False)
+
+    def resume_reading(self) -> None:
+        """The reverse of `pause_reading`."""
+        if not self._lost:
+            self._transport.resume_reading()
+            self._watch.reading(self._loop.time(), on=True)
+
+    def _handle(self, frame: Frame) -> None:
+        if isinstance(frame, Ping):
+            if self._machine.ours is not State.CLOSED:
+                self.send(Ok(request=frame.request))
+            return
+        if isinstance(frame, Ok) and frame.request == _OWN_REQUEST:
+            return
+        if isinstance(frame, Hello):
+            self.hello = frame
+        elif isinstance(frame, Close):
+            if frame.code and self._reason is None:
+                self._reason = refusal(frame.code, frame.reason)
+            self._end_if_both_closed()
+        elif isinstance(frame, Error) and frame.request == _OWN_REQUEST and self._reason is None:
+            self._reason = refusal(frame.code, frame.message)
+        self._on_frame(frame)
+
+    def _count_records(self, size: int) -> None:
+        """Ask for a replacement before AES-GCM's limit, and end when it isn't made.
+
+        What was sent is counted exactly, and each side looks after what it sends; what was
+        received is at least this much, which is for a peer that doesn't look.
+        """
+        self._records_in += records(size)
+        used, limit = max(self._records_in, self._records_out), self.options.tls_records
+        if used < limit:
+            return
+        if not self._replacing:
+            self._replacing = True
+            frame = Reconnect(reason="this connection's keys have encrypted enough")
+            if self.role is Role.CLIENT:
+                self._on_frame(frame)
+            elif self.open:
+                self.send(frame)
+        elif used >= 2 * limit:
+            self.abort(ConnectionLost(f"{self.peer} used its TLS keys up and was not replaced"))
+
+    # --- asyncio.BufferedProtocol -----------------------------------------------------------
+
+    def connection_made(self, transport: Any) -> None:
+        """TLS is up."""
+        self._transport = transport
+        ssl_object = transport.get_extra_info("ssl_object")
+        self.peer = address.of_socket(transport.get_extra_info("peername"))
+        self.peer_certificate = ssl_object.getpeercert(True) or b""
+        self.protocol = ssl_object.selected_alpn_protocol()
+        transport.set_write_buffer_limits(high=self.options.write_high_water)
+        self._watch = Watch(self.options, f"the {self.role.peer.value} at {self.peer}", self._now)
+        self._ticker = self._loop.call_later(self.options.tick, self._tick)
+        self._on_open(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go."""
+        return self._machine.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So many bytes have come."""
+        machine = self._machine
+        machine.buffer_updated(nbytes)
+        frames = machine.events()
+        self._watch.heard(self._now, frames=bool(frames), mid_frame=machine.mid_frame)
+        for frame in frames:
+            self._handle(frame)
+        self._count_records(nbytes)
+        if machine.fault is not None:
+            self.fail(machine.fault)
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is over its high-water mark."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """The transport's buffer has drained."""
+        self._paused = False
+        self._on_writable()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The transport has ended."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self._lost = True
+        self._pieces = []
+        self._ended.set_result(None)
+        self._on_lost(self._why(exc))
+
+    # --- the end and the clocks -------------------------------------------------------------
+
+    @property
+    def _now(self) -> float:
+        return self._loop.time()
+
+    def _why(self, exc: BaseException | None) -> CipherMQError | None:
+        """What the link ended of."""
+        machine, who = self._machine, f"the {self.role.peer.value} at {self.peer}"
+        if self._reason is not None:
+            return self._reason
+        if machine.ours is State.CLOSED and machine.theirs is State.CLOSED:
+            return None
+        if isinstance(exc, ssl.SSLError) and "EOF" not in (exc.reason or "EOF"):
+            return tls_errors.explain(exc, self.role.peer, self.peer)
+        if self.hello is None:
+            return ConnectionLost(f"{who} ended the connection before its HELLO; its log says why")
+        where = " in the middle of a frame" if machine.mid_frame else ""
+        cause = f": {exc.strerror or exc}" if isinstance(exc, OSError) else ""
+        return ConnectionLost(f"{who} ended the connection{where}{cause}")
+
+    def _tick(self) -> None:
+        now = self._now
+        untaken = self._queued + self._transport.get_write_buffer_size()
+        error = self._watch.check(
+            now,
+            greeted=self.hello is not None,
+            taken=self._written + self._queued - untaken,
+            untaken=untaken,
+        )
+        if error is not None:
+            self.abort(error)
+            return
+        if self.open and self._watch.ping_due(now):
+            self.send(Ping(request=_OWN_REQUEST))
+        self._ticker = self._loop.call_later(self.options.tick, self._tick)

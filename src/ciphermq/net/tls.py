@@ -1,0 +1,98 @@
+"""TLS contexts for both sides: TLS 1.3 only, a certificate from each, a revocation list checked.
+
+Brokers issue no session tickets: a resumed session would skip the certificates, and so escape a
+newer revocation list.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from ciphermq.errors import CertificateError, IdentityError, PassphraseError
+
+ALPN: Final = "cmq/2"
+"""The protocol's name in TLS (RFC 7301)."""
+
+
+def server_context(
+    *,
+    certificate: Path,
+    key: Path,
+    authority: Path,
+    revocations: Path,
+    passphrase: str | None = None,
+    protocols: Iterable[str] = (ALPN,),
+) -> ssl.SSLContext:
+    """A server's context, which demands a client certificate of `authority`.
+
+    `certificate` holds the chain, leaf first; all files are PEM. Raises `IdentityError` and its
+    kinds, naming the file.
+    """
+    context = _context(ssl.PROTOCOL_TLS_SERVER, authority, revocations, protocols)
+    _load_own(context, certificate, key, passphrase)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.num_tickets = 0
+    return context
+
+
+def client_context(
+    *,
+    certificate: Path,
+    key: Path,
+    authority: Path,
+    revocations: Path,
+    passphrase: str | None = None,
+) -> ssl.SSLContext:
+    """A client's context, which checks the server's name, authority and revocation.
+
+    Raises as `server_context` does.
+    """
+    context = _context(ssl.PROTOCOL_TLS_CLIENT, authority, revocations, (ALPN,))
+    _load_own(context, certificate, key, passphrase)
+    return context
+
+
+def _context(
+    side: int, authority: Path, revocations: Path, protocols: Iterable[str]
+) -> ssl.SSLContext:
+    context = ssl.SSLContext(side)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(list(protocols))
+    for path, what in ((authority, "authority's certificate"), (revocations, "revocation list")):
+        try:
+            context.load_verify_locations(cafile=path)
+        except FileNotFoundError:
+            raise IdentityError(f"the {what} {path} doesn't exist") from None
+        except (OSError, ssl.SSLError) as error:
+            raise IdentityError(f"the {what} {path} can't be read: {error}") from error
+    context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    return context
+
+
+def _load_own(
+    context: ssl.SSLContext, certificate: Path, key: Path, passphrase: str | None
+) -> None:
+    def password() -> str:
+        # Called only for an encrypted key: without this OpenSSL would ask on the terminal.
+        if passphrase is None:
+            raise PassphraseError(
+                f"the private key {key} is encrypted, and no passphrase was given"
+            )
+        return passphrase
+
+    for path in (certificate, key):
+        if not path.is_file():
+            raise IdentityError(f"{path} doesn't exist or isn't a file")
+    try:
+        context.load_cert_chain(certificate, key, password)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise CertificateError(f"the private key {key} is not that of {certificate}") from error
+        if error.reason in {"BAD_DECRYPT", "BAD_PASSWORD_READ"} or passphrase is not None:
+            raise PassphraseError(f"the passphrase doesn't open the private key {key}") from error
+        raise IdentityError(f"{certificate} with {key} can't be used: {error}") from error
+    except OSError as error:
+        raise IdentityError(f"{certificate} with {key} can't be read: {error}") from error
