@@ -134,6 +134,11 @@ class Messages:
     def __iter__(self) -> Iterator[OpenedMessage]:
         return map(self.__getitem__, range(len(self)))
 
+    @property
+    def plaintext(self) -> bytes:
+        """What `decode` was given: an Inbox that stores payloads keeps it as it is."""
+        return self._plaintext
+
     def payload(self, index: int) -> bytes:
         """The payload of message `index`, from 0; `IndexError` beyond the batch."""
         if index < 0:
