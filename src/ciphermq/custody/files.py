@@ -1,6 +1,6 @@
-"""Private keys in files: a receiver's key as PEM of our own, a certificate's key as PKCS #8.
+"""Private keys that are held in this process's memory, and a receiver's key as a file.
 
-A receiver's key file is one PEM block (RFC 7468) of one of two labels::
+The file is one PEM block (RFC 7468) with one of two labels::
 
     CIPHERMQ PRIVATE KEY              u8 suite | 16 bytes key id | private key
     CIPHERMQ ENCRYPTED PRIVATE KEY    u8 suite | 16 bytes key id | box of the private key
@@ -12,19 +12,16 @@ at once, not by the batches that it fails to open.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-import re
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ciphermq import limits
 from ciphermq.custody import disk, keys, passphrase, signatures
+from ciphermq.custody.armour import armour, label_of, strip_armour
 from ciphermq.errors import CertificateError, IdentityError, PassphraseError
 from ciphermq.model.envelope import KEY_ID_SIZE
 from ciphermq.model.suites import Suite
@@ -33,9 +30,6 @@ _PLAIN: Final = "CIPHERMQ PRIVATE KEY"
 _ENCRYPTED: Final = "CIPHERMQ ENCRYPTED PRIVATE KEY"
 _BOX_LABEL: Final = b"CipherMQ/2 private key\0"
 _HEAD: Final = 1 + KEY_ID_SIZE
-_PEM: Final = re.compile(
-    rf"\s*-----BEGIN ({_PLAIN}|{_ENCRYPTED})-----\n([A-Za-z0-9+/=\n]+)\n?-----END \1-----\s*"
-)
 
 
 class FileOpener:
@@ -91,29 +85,6 @@ class FileSigner:
         """See `ciphermq.custody.face.Signer`."""
         return signatures.sign(self._key, data)
 
-    @classmethod
-    def load(
-        cls, key_path: Path, chain: tuple[bytes, ...], secret: bytes | None = None
-    ) -> FileSigner:
-        """The key in the PEM file `key_path`, for the certificate that `chain` begins with.
-
-        Raises `PassphraseError`, `CertificateError` or another `IdentityError`."""
-        data = disk.read_private(key_path, limit=limits.MAX_KEY_FILE)
-        try:
-            key = serialization.load_pem_private_key(data, secret)
-        except TypeError:
-            wanted = "is encrypted: give its passphrase" if secret is None else "is not encrypted"
-            raise PassphraseError(f"the private key {key_path} {wanted}") from None
-        except ValueError as error:
-            if secret is not None:
-                raise PassphraseError(
-                    f"the passphrase does not open the private key {key_path}"
-                ) from None
-            raise IdentityError(f"{key_path} is not a private key: {error}") from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise CertificateError(f"the private key {key_path} is not one for ECDSA")
-        return cls(key, chain)
-
 
 def encode_key(
     suite: Suite,
@@ -124,16 +95,20 @@ def encode_key(
     """A receiver's private key as a file's content, encrypted when there is a `secret`."""
     head = bytes([suite]) + keys.key_id(suite, keys.public_bytes(suite, private_key))
     if secret is None:
-        return _pem(_PLAIN, head + private_key)
+        return armour(_PLAIN, head + private_key)
     box = passphrase.seal(secret, private_key, _BOX_LABEL + head, cost)
-    return _pem(_ENCRYPTED, head + box)
+    return armour(_ENCRYPTED, head + box)
 
 
 def decode_key(data: bytes, what: str, secret: bytes | None = None) -> FileOpener:
     """The reverse of `encode_key`; `what` names the file in errors, which are `IdentityError`s.
 
     A `secret` that is not needed is not looked at."""
-    encrypted, content = _unpem(data, what)
+    encrypted = is_encrypted(data, what)
+    try:
+        content = strip_armour(_ENCRYPTED if encrypted else _PLAIN, data)
+    except ValueError as error:
+        raise IdentityError(f"{what} is damaged: {error}") from error
     try:
         suite = Suite(content[0])
     except (ValueError, IndexError):
@@ -154,20 +129,7 @@ def decode_key(data: bytes, what: str, secret: bytes | None = None) -> FileOpene
 
 def is_encrypted(data: bytes, what: str) -> bool:
     """Whether a key file's content needs a passphrase; `IdentityError` when it is none."""
-    return _unpem(data, what)[0]
-
-
-def _pem(label: str, content: bytes) -> bytes:
-    text = base64.b64encode(content).decode()
-    lines = [text[at : at + 64] for at in range(0, len(text), 64)]
-    return "\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""]).encode()
-
-
-def _unpem(data: bytes, what: str) -> tuple[bool, bytes]:
-    try:
-        match = _PEM.fullmatch(data.decode("ascii"))
-        if match:
-            return match[1] == _ENCRYPTED, base64.b64decode(match[2].replace("\n", ""))
-    except (UnicodeDecodeError, binascii.Error):
-        pass
-    raise IdentityError(f"{what} is not a CipherMQ private key file, or it is damaged")
+    label = label_of(data)
+    if label not in (_PLAIN, _ENCRYPTED):
+        raise IdentityError(f"{what} is not a CipherMQ private key file")
+    return label == _ENCRYPTED
