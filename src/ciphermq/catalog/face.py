@@ -66,7 +66,8 @@ class Catalog(Protocol):
         Plain values: ``batch_id`` (bytes), ``client``, ``exchange``, ``routing_key``,
         ``messages``, ``size``, ``published_ms``, and for each of ``delivered``, ``acked`` and
         ``dead``: the number of messages, ``first_…_ms`` and ``last_…_ms`` (None where it never
-        happened); ``conflicts``: publications of this id by other clients.
+        happened); ``conflicts``: above 0 when other clients
+        published under this id too, which only a liar does.
         """
 
     def stats(self) -> dict[str, int | float | str]:

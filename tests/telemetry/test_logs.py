@@ -1,0 +1,214 @@
+"""Logs: what a line holds, what it never holds, and that nobody waits for them."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ciphermq import limits
+from ciphermq.errors import ConfigError
+from ciphermq.settings import LoggingSection
+from ciphermq.telemetry import Counters, get_logger
+from ciphermq.telemetry.logs import Logging, start_logging
+
+
+def section(directory: Path | None, **members: Any) -> LoggingSection:
+    members = {"console": False, **members}
+    return LoggingSection(directory=directory, **members)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def stopped(logging_: Logging) -> None:
+    logging_.stop()
+    logging_.stop()
+
+
+def test_a_line_is_json_with_time_level_message_and_fields(tmp_path: Path) -> None:
+    running = start_logging(section(tmp_path))
+    get_logger("room").info("a thing happened", queue="q", count=3, odd="50% \n of\x1b[2J")
+    stopped(running)
+    (line,) = lines(tmp_path / "info.log")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line.pop("timestamp"))
+    assert line == {
+        "level": "info",
+        "logger": "ciphermq.room",
+        "message": "a thing happened",
+        "queue": "q",
+        "count": 3,
+        "odd": "50% \n of\x1b[2J",
+    }
+    assert len((tmp_path / "info.log").read_text().splitlines()) == 1
+
+
+def test_each_file_has_its_levels(tmp_path: Path) -> None:
+    running = start_logging(section(tmp_path, level="debug"))
+    log = get_logger("room")
+    for method in (log.debug, log.info, log.warning, log.error):
+        method("said")
+    stopped(running)
+
+    def levels(name: str) -> list[str]:
+        return [line["level"] for line in lines(tmp_path / name)]
+
+    assert levels("debug.log") == ["debug", "info", "warning", "error"]
+    assert levels("info.log") == ["info", "warning", "error"]
+    assert levels("error.log") == ["error"]
+
+
+def test_debug_costs_nothing_where_it_is_not_wanted(tmp_path: Path) -> None:
+    class Explosive:
+        def __str__(self) -> str:
+            raise AssertionError("formatted for nobody")
+
+    running = start_logging(section(tmp_path))
+    get_logger("room").debug("unseen", value=Explosive())
+    stopped(running)
+    assert not (tmp_path / "debug.log").exists()
+    assert lines(tmp_path / "info.log") == []
+
+
+def test_secrets_and_payloads_do_not_get_in(tmp_path: Path) -> None:
+    running = start_logging(section(tmp_path))
+    get_logger("room").info(
+        "said",
+        passphrase="hunter2",
+        session={"private_key": "hunter2", "id": b"\1" * 16},
+        payload=b"hunter2",
+        data=b"hunter2" * 100,
+        list=[b"hunter2" * 100],
+        batch_id=b"\2" * 16,
+    )
+    stopped(running)
+    text = (tmp_path / "info.log").read_text()
+    assert "hunter2" not in text
+    assert b"hunter2".hex() not in text
+    (line,) = lines(tmp_path / "info.log")
+    assert line["batch_id"] == "02" * 16
+    assert line["data"] == "(700 bytes)"
+    assert line["session"]["id"] == "01" * 16
+
+
+def test_a_field_can_not_pose_as_the_line_itself(tmp_path: Path) -> None:
+    running = start_logging(section(tmp_path))
+    get_logger("room").info("true", level="error", timestamp="never", message="false")
+    stopped(running)
+    (line,) = lines(tmp_path / "info.log")
+    assert line["message"] == "true"
+    assert line["level"] == "info"
+    assert line["message_"] == "false"
+
+
+def test_an_exception_is_in_the_line(tmp_path: Path) -> None:
+    running = start_logging(section(tmp_path))
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        get_logger("room").exception("it failed")
+    stopped(running)
+    (line,) = lines(tmp_path / "error.log")
+    assert "ValueError: broken" in line["exception"]
+
+
+def test_the_console_is_readable_and_safe(tmp_path: Path) -> None:
+    console = io.StringIO()
+    running = start_logging(section(None, console=True), console=console)
+    get_logger("room").warning("queue full", queue="evil\x1b[2J\nname")
+    stopped(running)
+    (line,) = console.getvalue().splitlines()
+    assert re.match(r"\d\d:\d\d:\d\d warning  queue full  queue=evil\\x1b\[2J\\nname$", line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_rotated_by_size(tmp_path: Path) -> None:
+    running = start_logging(section(tmp_path, max_size_mb=0.001, backups=2))
+    for number in range(100):
+        get_logger("room").info("a line", number=number)
+    stopped(running)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"info.log", "info.log.1", "info.log.2", "error.log"}
+    assert all(path.stat().st_size <= 1048 for path in tmp_path.iterdir())
+    assert lines(tmp_path / "info.log")[-1]["number"] == 99
+
+
+def test_a_stalled_log_costs_lines_and_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LOG_QUEUE", 10)
+    let_go = threading.Event()
+
+    class Stalled(io.StringIO):
+        def write(self, text: str) -> int:
+            let_go.wait(30)
+            return super().write(text)
+
+    console = Stalled()
+    running = start_logging(section(tmp_path, console=True), console=console)
+    for number in range(100):
+        get_logger("room").info("a line", number=number)  # would hang here if it waited
+    assert running.dropped >= 88
+    assert running.stats()["log_lines_dropped"] == running.dropped
+    let_go.set()
+    while running.stats()["log_lines_waiting"]:
+        threading.Event().wait(0.01)
+    stopped(running)
+    assert f"{running.dropped} log lines were dropped" in console.getvalue()
+
+
+def test_a_file_that_takes_no_more_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "info.log").symlink_to("/dev/full")
+    running = start_logging(section(tmp_path))
+    get_logger("room").info("a line")
+    while running.stats()["log_lines_waiting"]:
+        threading.Event().wait(0.01)
+    running._listener.stop()
+    assert running.stats()["log_write_failures"] >= 1
+    running._listener.start()
+    for handler in running._handlers:
+        handler.stream = io.StringIO()  # type: ignore[attr-defined]
+    stopped(running)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_directory_that_can_not_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"logging.directory = .*file/logs: can't be written"):
+        start_logging(section(tmp_path / "file" / "logs"))
+
+
+def test_a_library_says_nothing_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    get_logger("room").error("nobody listens")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_application_may_listen_its_own_way(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "ciphermq"):
+        get_logger("room", client="a").info("100% sure", count=1)
+    assert caplog.messages == ["100% sure client=a count=1"]
+
+
+def test_stopping_leaves_the_loggers_as_they_were(tmp_path: Path) -> None:
+    root = logging.getLogger("ciphermq")
+    before = (root.level, root.propagate, list(root.handlers))
+    stopped(start_logging(section(tmp_path)))
+    assert (root.level, root.propagate, list(root.handlers)) == before
+
+
+def test_counters_only_rise() -> None:
+    counters = Counters("a")
+    counters.add("a")
+    counters.add("b", 5)
+    assert counters.snapshot() == {"a": 1, "b": 5}
+    assert counters["a"] == 1
+    assert counters["never"] == 0
