@@ -234,20 +234,21 @@ class SqliteCatalog:
                 )
 
     def _serve(self, connection: sqlite3.Connection) -> None:
-        next_prune = 0.0
+        next_flush = next_prune = time.monotonic()
         while True:
             # Asked before the jobs are run, so that none that came before `stop` is left.
             stopping = self._stopping
             self._run_jobs(connection)
-            if stopping:
-                break
-            self._wake.wait(limits.METADATA_FLUSH)
-            self._wake.clear()
-            if not self._jobs:
+            now = time.monotonic()
+            if stopping or now >= next_flush:
                 self._flush(connection)
-                if time.monotonic() >= next_prune and not self._prune(connection):
-                    next_prune = time.monotonic() + limits.METADATA_PRUNE
-        self._flush(connection)
+                next_flush = now + limits.METADATA_FLUSH
+                if now >= next_prune and not self._prune(connection):
+                    next_prune = now + limits.METADATA_PRUNE
+            if stopping:
+                return
+            self._wake.wait(max(0.0, next_flush - now))
+            self._wake.clear()
 
     def _run_jobs(self, connection: sqlite3.Connection) -> None:
         while self._jobs:
