@@ -74,10 +74,12 @@
     │   ├── JournalInUse               another broker has it open
     │   ├── JournalFailed              a write or sync failed: the broker stops
     │   ├── JournalFull                no space left on the device
-    │   └── PayloadDamaged             one payload fails its checksum
+    │   ├── PayloadDamaged             one payload fails its checksum
+    │   └── SegmentDropped             the payload is at another place by now: look it up again
     ├── CatalogError                   public keys and metadata
     ├── StoreError                     Inbox and Outbox files on a client's machine
-    └── AlreadyDone                    its effect is committed in the Inbox: skip it
+    ├── AlreadyDone                    its effect is committed in the Inbox: skip it
+    └── Unfinished                     it ended before all that was asked for was done
 
 A message says what happened, to what, and what to do. `code` is the stable, machine-readable
 name: it is on the wire for `Refused`, in dead letters for `BatchError`, in ``--json`` for all.
@@ -419,6 +421,10 @@ class PayloadDamaged(JournalError):
     """One stored payload fails its checksum."""
 
 
+class SegmentDropped(JournalError):
+    """A payload's place was compacted away meanwhile; what is live has a newer place."""
+
+
 class CatalogError(CipherMQError):
     """The catalog of public keys and metadata can't be read or written."""
 
@@ -429,6 +435,10 @@ class StoreError(CipherMQError):
 
 class AlreadyDone(CipherMQError):
     """Another receiver has committed this message's effect meanwhile: skip it, it is acked."""
+
+
+class Unfinished(CipherMQError):
+    """A command or process ended before all that was asked for was done."""
 
 
 def _walk(cls: type[CipherMQError]) -> list[type[CipherMQError]]:

@@ -61,12 +61,6 @@ class Ending:
         self.status = 0
 
 
-class Unfinished(errors.CipherMQError):
-    """A command stopped before it had all that was asked for."""
-
-    code = "unfinished"
-
-
 def exit_status(error: errors.CipherMQError) -> int:
     """The status that tells a script what kind of trouble it was."""
     return next((status for kind, status in _STATUSES if isinstance(error, kind)), OTHER)

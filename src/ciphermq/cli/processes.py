@@ -16,8 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from ciphermq.cli.errors import Unfinished
-from ciphermq.errors import WaitTimeout
+from ciphermq.errors import Unfinished, WaitTimeout
 
 START_TIMEOUT: Final = 30.0
 STOP_TIMEOUT: Final = 20.0
