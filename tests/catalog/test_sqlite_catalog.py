@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import stat
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +14,7 @@ import pytest
 
 from catalog.conformance import NOW_MS, CatalogConformance, Opener, publication
 from ciphermq.catalog import AtRestKey, SqliteCatalog
+from ciphermq.catalog.copying import check_catalog, copy_catalog
 from ciphermq.errors import CatalogError
 from ciphermq.model.ids import new_batch_id
 
@@ -170,6 +172,43 @@ async def test_a_backup_may_hold_the_file_for_a_moment(open_catalog: Opener, pat
         assert await catalog.get_key("a") == b"record"
 
 
+async def test_a_copy_made_while_it_is_open_is_whole(
+    open_catalog: Opener, path: Path, tmp_path: Path, key: AtRestKey
+) -> None:
+    copy = tmp_path / "copy.db"
+    async with open_catalog() as catalog:
+        await catalog.put_key("a", 1, b"record")
+        copy_catalog(path, copy)
+        await catalog.put_key("b", 1, b"later")
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    assert check_catalog(copy) == 1
+    assert check_catalog(path) == 2
+    copied = SqliteCatalog(copy, key)
+    await copied.start()
+    assert await copied.get_key("a") == b"record"
+    await copied.stop()
+    with pytest.raises(CatalogError, match="can't be copied"):
+        copy_catalog(path, copy)
+
+
+async def test_a_damaged_catalog_is_not_taken_for_sound(
+    open_catalog: Opener, path: Path, tmp_path: Path
+) -> None:
+    async with open_catalog() as catalog:
+        for number in range(200):
+            await catalog.put_key(f"client-{number:03}", 1, b"record" * 50)
+    with path.open("r+b") as file:
+        file.seek(3 * 4096)
+        file.write(b"\xff" * 8192)
+    for damaged in (path, tmp_path / "missing.db"):
+        with pytest.raises(CatalogError):
+            check_catalog(damaged)
+    with contextlib.closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.execute("CREATE TABLE t (x)")
+    with pytest.raises(CatalogError, match="not a catalog"):
+        check_catalog(tmp_path / "other.db")
+
+
 class TestAtRestKey:
     """The key file."""
 
@@ -209,7 +248,7 @@ class TestAtRestKey:
 
     def test_one_that_others_can_read_is_refused(self, key: AtRestKey, tmp_path: Path) -> None:
         del key
-        (tmp_path / "at-rest.key").chmod(0o640)
+        (tmp_path / "at-rest.key").chmod(0o644)
         with pytest.raises(CatalogError, match="chmod 600"):
             AtRestKey.load(tmp_path / "at-rest.key")
 

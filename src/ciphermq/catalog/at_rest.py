@@ -12,10 +12,8 @@ The key file is one line of text, 64 hexadecimal digits, mode 0600.
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
-import stat
 import struct
 from pathlib import Path
 from typing import Final
@@ -23,12 +21,14 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from ciphermq.errors import CatalogError
+from ciphermq.custody import disk
+from ciphermq.errors import CatalogError, IdentityError
 
 _LABEL: Final = b"CipherMQ/2 at rest\0"
 _CHECK_LABEL: Final = b"CipherMQ/2 at rest check\0"
 _NONCE_SIZE: Final = 12
 _KEY_SIZE: Final = 32
+_LONGEST_FILE: Final = 256
 _KEY_TEXT: Final = re.compile(rb"([0-9a-fA-F]{64})\s*")
 
 
@@ -45,11 +45,7 @@ class AtRestKey:
         """Make a new key file (mode 0600); `CatalogError` when there is one already."""
         key = secrets.token_bytes(_KEY_SIZE)
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(key.hex().encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            disk.write_file(path, key.hex().encode() + b"\n")
         except FileExistsError:
             raise CatalogError(
                 f"{path}: there is an at-rest key already; a new one could not open what the "
@@ -63,20 +59,11 @@ class AtRestKey:
 
     @classmethod
     def load(cls, path: Path) -> AtRestKey:
-        """Read a key file; `CatalogError` when missing, malformed or readable by others."""
+        """Read a key file; `CatalogError` when missing, malformed or open to others."""
         try:
-            with path.open("rb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                text = file.read(256)
-        except OSError as error:
-            raise CatalogError(
-                f"{path}: the at-rest key can't be read: {error.strerror}; it is named by "
-                "storage.at_rest_key_path"
-            ) from error
-        if mode & 0o077:
-            raise CatalogError(
-                f"{path}: the at-rest key is open to others (mode {mode:04o}); `chmod 600 {path}`"
-            )
+            text = disk.read_private(path, limit=_LONGEST_FILE)
+        except IdentityError as error:
+            raise CatalogError(f"the at-rest key (storage.at_rest_key_path): {error}") from error
         match = _KEY_TEXT.fullmatch(text)
         if match is None:
             raise CatalogError(f"{path}: not an at-rest key (64 hexadecimal digits were expected)")
