@@ -121,6 +121,12 @@ resets it, and the last frames would be lost with it."""
 WRITE_HIGH_WATER: Final = 4 * MIB
 """Above this a connection is given no more deliveries: a few batches keep a fast link busy."""
 
+LISTEN_BACKLOG: Final = 512
+"""Connections the kernel keeps for us until they are accepted; it allows 4096 at most."""
+
+MAX_HANDSHAKES: Final = 512
+"""Connections in their TLS handshake at once: strangers may not take the places of clients."""
+
 MAX_CONNECTIONS: Final = 10_000
 """A descriptor and TLS buffers each: what one process can serve, not what it can open."""
 

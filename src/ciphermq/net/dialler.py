@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from ciphermq.errors import CipherMQError, ConnectFailed, ConnectionLost, ProtocolNotOffered
 from ciphermq.net import tls_errors
-from ciphermq.net.address import Address, parse_url
+from ciphermq.net.address import HostPort, parse_url, spell
 from ciphermq.net.link import Link, OnFrame, OnLost
 from ciphermq.net.options import LinkOptions
 from ciphermq.net.tls import ALPN
@@ -46,13 +46,13 @@ async def dial(
             lambda: Link(Role.CLIENT, greeting.on_open, options),
             sock=sock,
             ssl=context,
-            server_hostname=server_name or where.host,
+            server_hostname=server_name or where[0],
             ssl_handshake_timeout=options.handshake_timeout,
             ssl_shutdown_timeout=options.linger,
         )
         return await greeting.done
     except OSError as error:  # ssl.SSLError is one
-        raise tls_errors.explain(error, Role.SERVER, str(where)) from error
+        raise tls_errors.explain(error, Role.SERVER, spell(where)) from error
     except asyncio.CancelledError:
         greeting.give_up()
         raise
@@ -61,27 +61,27 @@ async def dial(
             sock.close()
 
 
-async def _connect(where: Address, limit: float) -> socket.socket:
+async def _connect(where: HostPort, limit: float) -> socket.socket:
     """A TCP connection to the first of the host's addresses that answers."""
     try:
         async with asyncio.timeout(limit):
             return await _connect_any(where)
     except TimeoutError as error:
-        raise ConnectFailed(f"{where} did not answer within {limit:g} s") from error
+        raise ConnectFailed(f"{spell(where)} did not answer within {limit:g} s") from error
     except socket.gaierror as error:
-        raise ConnectFailed(f"no address is known for {where.host!r}: {error.strerror}") from error
+        raise ConnectFailed(f"no address is known for {where[0]!r}: {error.strerror}") from error
     except ConnectionRefusedError as error:
-        raise ConnectFailed(f"nothing listens at {where}: is the server running?") from error
+        raise ConnectFailed(f"nothing listens at {spell(where)}: is the server running?") from error
     except OSError as error:
-        raise ConnectFailed(f"{where} can't be reached: {error.strerror or error}") from error
+        raise ConnectFailed(
+            f"{spell(where)} can't be reached: {error.strerror or error}"
+        ) from error
 
 
-async def _connect_any(where: Address) -> socket.socket:
+async def _connect_any(where: HostPort) -> socket.socket:
     loop = asyncio.get_running_loop()
     last: OSError | None = None
-    for family, kind, number, _, name in await loop.getaddrinfo(
-        where.host, where.port, type=socket.SOCK_STREAM
-    ):
+    for family, kind, number, _, name in await loop.getaddrinfo(*where, type=socket.SOCK_STREAM):
         sock = socket.socket(family, kind, number)
         try:
             sock.setblocking(False)

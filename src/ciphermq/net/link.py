@@ -159,6 +159,10 @@ class Link(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called soon after the connection has ended, whoever is attached."""
+        self._ended.add_done_callback(lambda _: callback())
+
     async def wait_closed(self) -> None:
         """Wait until the connection has ended, for whatever reason."""
         await asyncio.shield(self._ended)
@@ -225,7 +229,7 @@ class Link(asyncio.BufferedProtocol):
         """TLS is up."""
         self._transport = transport
         ssl_object = transport.get_extra_info("ssl_object")
-        self.peer = address.of_socket(transport.get_extra_info("peername"))
+        self.peer = address.spell(transport.get_extra_info("peername"))
         self.peer_certificate = ssl_object.getpeercert(True) or b""
         self.protocol = ssl_object.selected_alpn_protocol()
         transport.set_write_buffer_limits(high=self.options.write_high_water)

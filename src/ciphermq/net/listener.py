@@ -1,0 +1,250 @@
+"""Take connections: TCP, then TLS, then the session that speaks the protocol TLS agreed on.
+
+Whoever is refused, and wherever on that way, is logged with address and reason; a refusal that
+can be said in the protocol is said to the peer as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from ciphermq import limits
+from ciphermq.errors import (
+    AccessRefused,
+    CertificateError,
+    CipherMQError,
+    ConfigError,
+    ProtocolNotOffered,
+    ResourceLimit,
+)
+from ciphermq.net import address, tls_errors
+from ciphermq.net.address import HostPort
+from ciphermq.net.link import Link
+from ciphermq.net.options import LinkOptions
+from ciphermq.net.tls import ALPN
+from ciphermq.pki.names import client_id_of
+from ciphermq.telemetry import Counters, get_logger
+from ciphermq.wire.cmq2.machine import new_scratch
+from ciphermq.wire.cmq2.table import Role
+
+StartSession = Callable[[Link, str], None]
+"""Called with a new link and its client's id: attaches itself to the link."""
+
+_ACCEPTS_A_TURN: Final = 64
+_ACCEPT_PAUSE: Final = 1.0
+"""Seconds until accepting is tried again after descriptors ran out."""
+
+_NO_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE})
+
+_log = get_logger("net")
+
+
+class Listener:
+    """A listening socket and the connections that came through it."""
+
+    def __init__(
+        self,
+        where: HostPort,
+        context: ssl.SSLContext,
+        sessions: Mapping[str | None, StartSession],
+        *,
+        options: LinkOptions | None = None,
+        max_connections: int = limits.MAX_CONNECTIONS,
+        max_connections_per_client: int = limits.MAX_CONNECTIONS_PER_CLIENT,
+    ) -> None:
+        """`sessions`: by the protocol's name in TLS; None stands for a peer that names none."""
+        self.where = where
+        self.counters = Counters("accepted", "refused", "tls_failed", "accept_pauses")
+        self._context = context
+        self._sessions = sessions
+        self._options = options or LinkOptions()
+        self._most = max_connections
+        self._most_per_client = max_connections_per_client
+        self._socket: socket.socket | None = None
+        self._full = False
+        self._resume: asyncio.TimerHandle | None = None
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._links: dict[Link, str] = {}
+        self._per_client: Counter[str] = Counter()
+        self._scratch = new_scratch()
+
+    @property
+    def connections(self) -> int:
+        """How many there are, with those still in their handshake."""
+        return len(self._links) + len(self._handshakes)
+
+    @property
+    def links(self) -> Mapping[Link, str]:
+        """The connections past their TLS handshake, each with its client's id."""
+        return self._links
+
+    def start(self) -> HostPort:
+        """Listen; the address that was bound. `ConfigError` naming it when that can't be done."""
+        try:
+            self._socket = _listen(self.where)
+        except OSError as error:
+            raise ConfigError(_cannot_listen(self.where, error)) from error
+        self.where = self._socket.getsockname()[:2]
+        self._accepting(True)
+        return self.where
+
+    def stop(self) -> None:
+        """Take no more connections, and end those still in their handshake. May be repeated."""
+        if self._socket is None:
+            return
+        self._accepting(False)
+        self._socket.close()
+        self._socket = None
+        for task in self._handshakes:
+            task.cancel()
+
+    # --- TCP --------------------------------------------------------------------------------
+
+    def _accepting(self, on: bool) -> None:
+        loop = asyncio.get_running_loop()
+        if self._resume is not None:
+            self._resume.cancel()
+            self._resume = None
+        if self._socket is not None:
+            if on:
+                loop.add_reader(self._socket, self._accept)
+            else:
+                loop.remove_reader(self._socket)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS_A_TURN):
+            # Strangers who connect and say nothing get this many places and no more.
+            if self._socket is None or len(self._handshakes) >= limits.MAX_HANDSHAKES:
+                self._accepting(False)
+                self._full = True
+                return
+            try:
+                sock, name = self._socket.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._pause(error)
+                return
+            self._accepted(sock, address.spell(name))
+
+    def _accepted(self, sock: socket.socket, peer: str) -> None:
+        if self.connections >= self._most:
+            sock.close()
+            self._refused(peer, f"all {self._most} connections are taken")
+            return
+        self.counters.add("accepted")
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        task = asyncio.get_running_loop().create_task(self._shake_hands(sock, peer))
+        self._handshakes.add(task)
+        task.add_done_callback(self._shaken)
+
+    def _pause(self, error: OSError) -> None:
+        """Out of descriptors or memory: what is connected goes on, newcomers wait in the kernel."""
+        self.counters.add("accept_pauses")
+        self._accepting(False)
+        self._resume = asyncio.get_running_loop().call_later(_ACCEPT_PAUSE, self._accepting, True)
+        advice = "; raise the limit of open files (ulimit -n)" if error.errno in _NO_FILES else ""
+        _log.error(
+            f"no connection can be accepted for now: {error.strerror}{advice}",
+            connections=self.connections,
+        )
+
+    # --- TLS --------------------------------------------------------------------------------
+
+    async def _shake_hands(self, sock: socket.socket, peer: str) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: Link(Role.SERVER, self._opened, self._options, self._scratch),
+                sock,
+                ssl=self._context,
+                ssl_handshake_timeout=self._options.handshake_timeout,
+                ssl_shutdown_timeout=self._options.linger,
+            )
+        except OSError as error:  # ssl.SSLError is one
+            sock.close()
+            self.counters.add("tls_failed")
+            self._refused(peer, str(tls_errors.explain(error, Role.CLIENT, peer)))
+        except asyncio.CancelledError:
+            sock.close()
+            raise
+
+    def _shaken(self, task: asyncio.Task[None]) -> None:
+        self._handshakes.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a connection failed in an unforeseen way", exc_info=error)
+        if self._full:
+            self._full = False
+            self._accepting(True)
+
+    def _opened(self, link: Link) -> None:
+        """TLS is up: find out who it is, and hand the link to the protocol it chose."""
+        try:
+            client = client_id_of(link.peer_certificate)
+        except CertificateError as error:
+            self._turn_away(link, AccessRefused(str(error)))
+            return
+        start = self._sessions.get(link.protocol)
+        if start is None:
+            offered = ", ".join(sorted(name for name in self._sessions if name))
+            self._turn_away(
+                link,
+                ProtocolNotOffered(f"{client} at {link.peer} offered none of: {offered} (ALPN)"),
+            )
+        elif self._per_client[client] >= self._most_per_client:
+            self._turn_away(
+                link,
+                ResourceLimit(f"{client} has {self._most_per_client} connections already"),
+            )
+        else:
+            self._per_client[client] += 1
+            self._links[link] = client
+            link.on_end(lambda: self._forget(link))
+            start(link, client)
+
+    def _turn_away(self, link: Link, error: CipherMQError) -> None:
+        self._refused(link.peer, str(error))
+        if link.protocol == ALPN:
+            link.fail(error)
+        else:  # it would not understand a frame
+            link.abort(error)
+
+    def _refused(self, peer: str, reason: str) -> None:
+        self.counters.add("refused")
+        _log.warning("connection refused", peer=peer, reason=reason)
+
+    def _forget(self, link: Link) -> None:
+        client = self._links.pop(link)
+        self._per_client[client] -= 1
+        if not self._per_client[client]:
+            del self._per_client[client]
+
+
+def _listen(where: HostPort) -> socket.socket:
+    """A listening socket; for ``::`` it takes IPv4 as well."""
+    family = socket.getaddrinfo(*where, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+    sock = socket.create_server(
+        where,
+        family=family,
+        backlog=limits.LISTEN_BACKLOG,
+        dualstack_ipv6=where[0] == "::" and socket.has_dualstack_ipv6(),
+    )
+    sock.setblocking(False)
+    return sock
+
+
+def _cannot_listen(where: HostPort, error: OSError) -> str:
+    what = f"the server can't listen at {address.spell(where)}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{what}: the port is taken, perhaps by another broker; stop it or choose another"
+    if error.errno == errno.EACCES:
+        return f"{what}: ports below 1024 need a privilege; choose a higher one"
+    if error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+        return f"{what}: this machine has no such address"
+    return f"{what}: {error.strerror or error}"
