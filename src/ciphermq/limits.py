@@ -67,6 +67,16 @@ MAX_KEY_RECORD: Final = 16 * KIB
 MAX_KEY_FILE: Final = 64 * KIB
 """A private key's file on a client's machine: a few hundred bytes, whatever the kind."""
 
+MAX_TRUST_FILE: Final = 16 * MIB
+"""What an identity has learnt about others: about 150 bytes a client, so 100,000 of them."""
+
+MAX_IDENTITY_FILE: Final = 32 * MIB
+"""An exported identity, keys, revocation list and trust file in base64. Read before anything in
+it can be believed, so it must fit in memory several times."""
+
+MAX_IDENTITY_PARTS: Final = 1024
+"""Files in an exported identity: a dozen, and one for each sealing key that is still kept."""
+
 CERTIFICATE_LIFETIME: Final = 365 * DAY
 """A year: long enough to renew by hand, short enough that it is not forgotten."""
 

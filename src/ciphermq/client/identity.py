@@ -59,7 +59,7 @@ SEALING: Final = "sealing"
 TRUST: Final = "trust.json"
 REQUEST: Final = "request.pem"
 PURPOSE: Final = "CipherMQ identity key"
-_LOCK: Final = ".lock"
+LOCK: Final = ".lock"
 
 
 class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,6 +67,7 @@ class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     url: str
+    """The broker's address, ``cmq://host:port``; empty while it waits for its certificate."""
     server_name: str = ""
     """What the broker's certificate must be for; empty: the host in `url`."""
     suite: str = DEFAULT_SUITE.name
@@ -76,28 +77,41 @@ class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Raises `IdentityNotFound` when there is no identity, `ConfigError` for a bad value."""
         path = directory / SETTINGS
         try:
-            text = path.read_text(encoding="utf-8")
-            settings = msgspec.convert(tomllib.loads(text), cls)
+            return cls.parse(path.read_bytes(), str(path))
         except (FileNotFoundError, NotADirectoryError):
             raise IdentityNotFound(
                 f"there is no identity in {directory}: make one with `ciphermq identity add`, or "
                 "take over a file from its maker with `ciphermq identity import`"
             ) from None
-        except (OSError, UnicodeDecodeError, ValueError) as error:
-            raise ConfigError(f"{path}: {error}") from error
+        except OSError as error:
+            raise IdentityError(f"{path} can't be read: {error.strerror}") from error
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> IdentitySettings:
+        """Raises `ConfigError`, which names `where`."""
+        try:
+            settings = msgspec.convert(tomllib.loads(text.decode()), cls)
+        except (ValueError, msgspec.ValidationError) as error:
+            raise ConfigError(f"{where}: {error}") from error
         if not ids.is_client_id(settings.name):
-            raise ConfigError(f"{path}: name = {settings.name!r} is not a client id")
+            raise ConfigError(f"{where}: name = {settings.name!r} is not a client id")
         if settings.suite not in Suite.__members__:
             allowed = ", ".join(Suite.__members__)
-            raise ConfigError(f"{path}: suite = {settings.suite!r} is not one of {allowed}")
+            raise ConfigError(f"{where}: suite = {settings.suite!r} is not one of {allowed}")
         return settings
+
+    def to_toml(self) -> bytes:
+        """The file's text."""
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        # For such strings JSON's spelling is TOML's.
+        lines = [
+            f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()
+        ]
+        return "\n".join(["# A CipherMQ identity.", *lines, ""]).encode()
 
     def write(self, directory: Path) -> None:
         """Write ``identity.toml``, in place of the one that is there."""
-        values: dict[str, Any] = msgspec.to_builtins(self)
-        lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value]
-        text = "\n".join(["# A CipherMQ identity.", *lines, ""])
-        disk.write_file(directory / SETTINGS, text.encode(), mode=disk.PUBLIC, replace=True)
+        disk.write_file(directory / SETTINGS, self.to_toml(), mode=disk.PUBLIC, replace=True)
 
 
 class Identity:
@@ -235,7 +249,7 @@ class Identity:
         crl = RevocationList(der, self.verifier.authorities)
         if der in self.crl_ders:
             return False
-        with disk.locked(self.path / _LOCK):
+        with disk.locked(self.path / LOCK):
             self.trust.note_crl(crl)
             self.verifier.use_crl(der, lowest=crl.number)
             write_revocation_lists(self.path, crl)

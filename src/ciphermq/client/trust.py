@@ -18,6 +18,7 @@ from typing import Annotated, Final, TypeVar
 
 import msgspec
 
+from ciphermq import limits
 from ciphermq.custody import disk
 from ciphermq.directory import records
 from ciphermq.directory.records import VerifiedRecord
@@ -28,9 +29,6 @@ from ciphermq.pki.verify import ChainVerifier
 T = TypeVar("T")
 
 _FORMAT: Final = 1
-_MOST_BYTES: Final = 64 * 1024 * 1024
-"""About 200,000 clients."""
-
 _Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -132,7 +130,11 @@ class TrustFile:
 
     def _read(self) -> _Content:
         try:
-            data = disk.read_private(self.path, limit=_MOST_BYTES) if self.path.exists() else b"{}"
+            data = (
+                disk.read_private(self.path, limit=limits.MAX_TRUST_FILE)
+                if self.path.exists()
+                else b"{}"
+            )
             content = msgspec.json.decode(data, type=_Content)
         except msgspec.DecodeError as error:
             raise StoreError(

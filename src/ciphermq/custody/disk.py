@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +49,28 @@ def write_file(path: Path, data: bytes, *, mode: int = PRIVATE, replace: bool = 
             path.hardlink_to(temporary)
     finally:
         temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Fill a new private directory: it appears at `path` whole, when the block ends, or not at
+    all. `FileExistsError` when there is something at `path` other than an empty directory."""
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
+    if path.exists() or path.is_symlink():
+        raise FileExistsError(errno.EEXIST, "there is something already", str(path))
+    make_private_directory(path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary.mkdir(mode=_PRIVATE_DIRECTORY)
+    try:
+        yield temporary
+        sync_directory(temporary)
+        # Fails, rather than replaces, when somebody else filled `path` meanwhile.
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     sync_directory(path.parent)
 
 

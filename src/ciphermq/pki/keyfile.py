@@ -66,7 +66,9 @@ def new_key(curve: ec.EllipticCurve) -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(curve)
 
 
-def write_key(path: Path, key: ec.EllipticCurvePrivateKey, password: bytes | None) -> None:
+def write_key(
+    path: Path, key: ec.EllipticCurvePrivateKey, password: bytes | None, *, replace: bool = False
+) -> None:
     """Write `key` as PEM, mode 0600, encrypted when there is a `password`."""
     encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
     if password is not None:
@@ -74,7 +76,7 @@ def write_key(path: Path, key: ec.EllipticCurvePrivateKey, password: bytes | Non
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
     )
-    disk.write_file(path, pem)
+    disk.write_file(path, pem, replace=replace)
 
 
 def read_key(path: Path, password: bytes | None) -> ec.EllipticCurvePrivateKey:

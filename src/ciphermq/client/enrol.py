@@ -1,0 +1,286 @@
+"""How identities come about: made beside the authority, or on their own machine by a request;
+moved, and renewed.
+
+Private keys leave the machine that made them only in an export. An identity that is made where it
+lives sends its request out and takes the authority's answer in, and neither holds a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from ciphermq.client import bundle, identity
+from ciphermq.client.bundle import Bundle
+from ciphermq.client.identity import IdentitySettings
+from ciphermq.client.ownkeys import OwnKeys
+from ciphermq.client.trust import TrustFile
+from ciphermq.custody import disk
+from ciphermq.custody.passphrase import STRONG, Cost
+from ciphermq.errors import (
+    CertificateError,
+    IdentityError,
+    RevocationListStale,
+    UntrustedSender,
+)
+from ciphermq.model.suites import DEFAULT_SUITE, Suite
+from ciphermq.pki import dates, keyfile, names, pem
+from ciphermq.pki.authority import Authority, AuthorityDirectory, load_request
+from ciphermq.pki.verify import ChainVerifier
+
+KEY_CURVE: Final = ec.SECP256R1()
+"""For clients and servers; ``docs/decisions/0001`` has the figures."""
+
+
+def create(
+    path: Path,
+    *,
+    name: str,
+    url: str,
+    authority: Authority,
+    now_ms: int,
+    server_name: str = "",
+    passphrase: str | None = None,
+    suite: Suite = DEFAULT_SUITE,
+    replace: bool = False,
+    cost: Cost = STRONG,
+) -> x509.Certificate:
+    """Make the identity `name` in the new directory `path`, certified by `authority`.
+
+    Its keys are encrypted when there is a `passphrase`. Raises `FileExistsError` when there is
+    something at `path`, `AuthorityError` as `Authority.issue_client` does.
+    """
+    settings = IdentitySettings(names.check_issuable(name), url, server_name, suite.name)
+    with disk.new_directory(path) as directory:
+        key = _write_keys(directory, settings, passphrase, cost)
+        certificate = authority.issue_client(name, key.public_key(), now_ms=now_ms, replace=replace)
+        for part, data in _public_parts(authority, certificate, settings).items():
+            disk.write_file(directory / part, data, mode=disk.PUBLIC, replace=True)
+    return certificate
+
+
+def request(
+    path: Path,
+    *,
+    name: str,
+    passphrase: str | None = None,
+    suite: Suite = DEFAULT_SUITE,
+    cost: Cost = STRONG,
+) -> bytes:
+    """Make the identity `name` in the new directory `path`, all but its certificate.
+
+    Returns the request (PEM) for the authority to sign. Raises `FileExistsError`.
+    """
+    settings = IdentitySettings(names.check_issuable(name), "", "", suite.name)
+    with disk.new_directory(path) as directory:
+        text = _request(name, _write_keys(directory, settings, passphrase, cost))
+        disk.write_file(directory / identity.REQUEST, text, mode=disk.PUBLIC)
+    return text
+
+
+def request_again(path: Path, passphrase: str | None) -> bytes:
+    """A request for the key that the identity in `path` has already: to renew its certificate."""
+    name = IdentitySettings.read(path).name
+    secret = keyfile.read_password(path / identity.WRAPPED, passphrase, identity.PURPOSE)
+    text = _request(name, keyfile.read_key(path / identity.KEY, secret))
+    disk.write_file(path / identity.REQUEST, text, mode=disk.PUBLIC, replace=True)
+    return text
+
+
+def answer(
+    authority: AuthorityDirectory, certificate: x509.Certificate, url: str, server_name: str = ""
+) -> bytes:
+    """What the authority gives back for a request or a renewal: no secret, and all else."""
+    name = names.client_id_of(certificate)
+    settings = IdentitySettings(name, url, server_name)
+    return bundle.pack("certificate", name, _public_parts(authority, certificate, settings))
+
+
+def renew(path: Path, *, authority: Authority, now_ms: int) -> x509.Certificate:
+    """A new certificate for the key that the identity in `path` has."""
+    name = IdentitySettings.read(path).name
+    certificate = authority.issue_client(name, _own_public_key(path), now_ms=now_ms)
+    _write_public(path, authority, certificate)
+    return certificate
+
+
+def renew_with_new_key(
+    path: Path, *, authority: Authority, now_ms: int, passphrase: str | None
+) -> x509.Certificate:
+    """A new certificate and a new key for the identity in `path`, under the same passphrase.
+
+    Everybody who pinned the old key must run ``ciphermq keys trust``.
+    """
+    name = IdentitySettings.read(path).name
+    secret = keyfile.read_password(path / identity.WRAPPED, passphrase, identity.PURPOSE)
+    key = keyfile.new_key(KEY_CURVE)
+    certificate = authority.issue_client(name, key.public_key(), now_ms=now_ms, replace=True)
+    # Stopped between the two writes, key and certificate don't fit, and loading says so; the same
+    # command again puts it right.
+    keyfile.write_key(path / identity.KEY, key, secret, replace=True)
+    _write_public(path, authority, certificate)
+    return certificate
+
+
+def export(path: Path, passphrase: str | None = None, cost: Cost = STRONG) -> bytes:
+    """All of the identity in `path` as one file's text, under `passphrase` where one is given.
+
+    Keys that are encrypted already stay so, under the identity's own passphrase.
+    """
+    name = names.client_id_of(identity.read_certificate(path))
+    return bundle.pack("identity", name, bundle.collect(path), passphrase, cost)
+
+
+def import_identity(exported: Bundle, path: Path, now_ms: int) -> None:
+    """Unpack an exported identity into the new directory `path`, if it is one.
+
+    Raises `FileExistsError`, and `IdentityError` or `CertificateError` when its parts don't fit.
+    """
+    with disk.new_directory(path) as directory:
+        for part, data in exported.files.items():
+            target = directory / part
+            disk.make_private_directory(target.parent)
+            mode = disk.PUBLIC if part in bundle.PUBLIC_PARTS else disk.PRIVATE
+            disk.write_file(target, data, mode=mode)
+        if IdentitySettings.read(directory).name != exported.name:
+            raise IdentityError("the file's settings are of another identity than the file")
+        certificate = identity.read_certificate(directory)
+        _check_certificate(certificate, exported.name, identity.read_authorities(directory), now_ms)
+
+
+def install_certificate(answered: Bundle, path: Path, now_ms: int) -> x509.Certificate:
+    """Take an authority's answer over into the identity in `path`, which made the request.
+
+    Raises `CertificateError` when it is for another name or key, or when the identity believes
+    another authority already: an answer must not be able to change whom it believes.
+    """
+    settings = IdentitySettings.read(path)
+    if answered.name != settings.name:
+        raise CertificateError(f"the answer is for {answered.name!r}, not for {settings.name!r}")
+    with disk.locked(path / identity.LOCK):
+        authority_pem = answered.files[identity.AUTHORITY]
+        known = path / identity.AUTHORITY
+        first = not known.exists()
+        authorities = (
+            pem.blocks("CERTIFICATE", authority_pem) if first else identity.read_authorities(path)
+        )
+        certificate = _load(answered.files[identity.CERTIFICATE])
+        verifier = _check_certificate(certificate, settings.name, authorities, now_ms)
+        if certificate.public_key() != _own_public_key(path):
+            raise CertificateError(
+                f"the answer is for another key than the one in {path}: make a new request with "
+                "`ciphermq identity request` and have that one signed"
+            )
+        if first:
+            disk.write_file(known, authority_pem, mode=disk.PUBLIC)
+        for der in pem.blocks("X509 CRL", answered.files[identity.REVOCATION_LIST]):
+            crl = verifier.use_crl(der)
+            TrustFile(path / identity.TRUST).note_crl(crl)
+            identity.write_revocation_lists(path, crl)
+        if not settings.url:
+            told = IdentitySettings.parse(answered.files[identity.SETTINGS], "the answer")
+            msgspec.structs.replace(settings, url=told.url, server_name=told.server_name).write(
+                path
+            )
+        _write_certificate(path, certificate)
+    return certificate
+
+
+def fingerprint_of(certificate: x509.Certificate) -> bytes:
+    """SHA-256 of a certificate: what two people compare to know that they mean the same one."""
+    return certificate.fingerprint(hashes.SHA256())
+
+
+def _write_keys(
+    directory: Path, settings: IdentitySettings, passphrase: str | None, cost: Cost
+) -> ec.EllipticCurvePrivateKey:
+    secret = None
+    if passphrase is not None:
+        secret = keyfile.new_password()
+        keyfile.write_password(
+            directory / identity.WRAPPED, secret, passphrase, identity.PURPOSE, cost
+        )
+    key = keyfile.new_key(KEY_CURVE)
+    keyfile.write_key(directory / identity.KEY, key, secret)
+    OwnKeys.create(directory / identity.SEALING, Suite[settings.suite], secret)
+    settings.write(directory)
+    return key
+
+
+def _request(name: str, key: ec.EllipticCurvePrivateKey) -> bytes:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def _own_public_key(path: Path) -> ec.EllipticCurvePublicKey:
+    """The certificate key's public half, which needs no passphrase."""
+    try:
+        if (path / identity.CERTIFICATE).exists():
+            key = identity.read_certificate(path).public_key()
+        else:
+            key = load_request((path / identity.REQUEST).read_bytes()).public_key()
+    except (OSError, *names.UNREADABLE) as error:
+        raise IdentityError(f"the public key of {path} can't be read: {error}") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise CertificateError(f"the key of {path} must be on P-256, P-384 or P-521")
+    return key
+
+
+def _load(text: bytes) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(text)
+    except names.UNREADABLE as error:
+        raise CertificateError(f"the answer's certificate can't be read: {error}") from error
+
+
+def _check_certificate(
+    certificate: x509.Certificate, name: str, authorities: Sequence[bytes], now_ms: int
+) -> ChainVerifier:
+    """That `certificate` is for `name` and of one of `authorities`, whatever the date."""
+    if names.client_id_of(certificate) != name:
+        raise CertificateError(f"the certificate is not for {name!r}")
+    verifier = ChainVerifier(authorities)
+    start_ms = dates.to_ms(certificate.not_valid_before_utc)
+    try:
+        verifier.check_signer([certificate.public_bytes(Encoding.DER)], start_ms, now_ms)
+    except RevocationListStale:
+        pass  # there is no list yet: whether it is revoked is asked at each use
+    except UntrustedSender as error:
+        raise CertificateError(
+            f"{error}. If {name!r} is to move to another authority, make a new identity"
+        ) from error
+    return verifier
+
+
+def _write_public(path: Path, authority: Authority, certificate: x509.Certificate) -> None:
+    with disk.locked(path / identity.LOCK):
+        crl = authority.revocation_list()
+        TrustFile(path / identity.TRUST).note_crl(crl)
+        identity.write_revocation_lists(path, crl)
+        _write_certificate(path, certificate)
+
+
+def _write_certificate(path: Path, certificate: x509.Certificate) -> None:
+    text = certificate.public_bytes(Encoding.PEM)
+    disk.write_file(path / identity.CERTIFICATE, text, mode=disk.PUBLIC, replace=True)
+    (path / identity.REQUEST).unlink(missing_ok=True)
+
+
+def _public_parts(
+    authority: AuthorityDirectory, certificate: x509.Certificate, settings: IdentitySettings
+) -> dict[str, bytes]:
+    return {
+        identity.SETTINGS: settings.to_toml(),
+        identity.CERTIFICATE: certificate.public_bytes(Encoding.PEM),
+        identity.AUTHORITY: authority.certificate_pem,
+        identity.REVOCATION_LIST: pem.block("X509 CRL", authority.revocation_list().der),
+    }
