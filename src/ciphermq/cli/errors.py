@@ -2,14 +2,13 @@
 
 ====== =====================================================================================
 0      done
-1      something else went wrong; not all that was asked for came
+1      something else: not all that was asked for came, or whoever read our output has gone
 2      usage or configuration: fix the command line, the file, the identity
 3      the broker refused
 4      connection, TLS or protocol
 5      trust: a key record, a certificate or a batch was refused
 6      stored data: journal, catalog, Inbox or Outbox
 130    interrupted by Ctrl-C
-141    whoever read our output has gone
 ====== =====================================================================================
 """
 
@@ -33,7 +32,6 @@ CONNECTION: Final = 4
 TRUST: Final = 5
 STORED: Final = 6
 INTERRUPTED: Final = 130
-BROKEN_PIPE: Final = 141
 
 _STATUSES: Final[tuple[tuple[type[errors.CipherMQError], int], ...]] = (
     (errors.UsageError, USAGE),
@@ -104,7 +102,7 @@ def ending(as_json: bool) -> Iterator[Ending]:
     except BrokenPipeError:
         # Python flushes standard output once more as it ends; there must be something to take it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        end.status = BROKEN_PIPE
+        end.status = OTHER
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         show_error(f"{where}{error.strerror or error}", "system", as_json=as_json)
