@@ -18,6 +18,10 @@ from ciphermq.settings.values import Address, AddressValue, Names
 ENVIRONMENT_PREFIX = "CIPHERMQ_"
 ENVIRONMENT_DELIMITER = "__"
 
+JOURNAL_DIRECTORY = "journal"
+CATALOG_FILE = "catalog.db"
+"""In the directory that ``storage.directory`` names."""
+
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -88,11 +92,25 @@ class StorageSection(Section):
         description="days that `ciphermq trace` can look back, 0 (none are kept) to 3650",
     )
 
+    @property
+    def journal_directory(self) -> Path:
+        """Where the journal is: everything that queues hold."""
+        return self.directory / JOURNAL_DIRECTORY
+
+    @property
+    def catalog_path(self) -> Path:
+        """Where the catalog is: key records and metadata."""
+        return self.directory / CATALOG_FILE
+
 
 class LoggingSection(Section):
     """``[logging]``: JSON lines to files, readable text on the console."""
 
-    level: LogLevel = Field(default="info", description="debug, info, warning or error")
+    level: JOURNAL_DIRECTORY = "journal"
+CATALOG_FILE = "catalog.db"
+"""In the directory that ``storage.directory`` names."""
+
+LogLevel = Field(default="info", description="debug, info, warning or error")
     directory: Path | None = Field(
         default=Path("logs"),
         description='a directory for info.log, error.log and debug.log; "" for no files',
