@@ -106,11 +106,7 @@ class StorageSection(Section):
 class LoggingSection(Section):
     """``[logging]``: JSON lines to files, readable text on the console."""
 
-    level: JOURNAL_DIRECTORY = "journal"
-CATALOG_FILE = "catalog.db"
-"""In the directory that ``storage.directory`` names."""
-
-LogLevel = Field(default="info", description="debug, info, warning or error")
+    level: LogLevel = Field(default="info", description="debug, info, warning or error")
     directory: Path | None = Field(
         default=Path("logs"),
         description='a directory for info.log, error.log and debug.log; "" for no files',
