@@ -135,6 +135,8 @@ class Envelope:
 def encode_header(header: Header) -> bytes:
     """P. Raises `BatchTooLarge` for too many messages or receivers, else `UsageError`, when the
     header is one that `decode_header` would not give back."""
+    if len(header.receivers) > limits.MAX_RECEIVERS:
+        raise _count_error("receivers", len(header.receivers), limits.MAX_RECEIVERS)
     try:
         receivers = [
             part
@@ -153,7 +155,7 @@ def encode_header(header: Header) -> bytes:
                 ),
                 _string(header.exchange),
                 _string(header.routing_key),
-                _TAIL.pack(header.count, header.commitment, min(len(header.receivers), 255)),
+                _TAIL.pack(header.count, header.commitment, len(header.receivers)),
                 *receivers,
             ]
         )
