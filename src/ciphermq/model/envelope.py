@@ -102,7 +102,7 @@ class Header(msgspec.Struct, frozen=True):
 class Envelope:
     """A batch taken apart. The large parts are views of the bytes given to `parse`."""
 
-    __slots__ = ("body", "chain", "chain_bytes", "header", "header_bytes", "signature", "wraps")
+    __slots__ = ("body", "chain", "header", "header_bytes", "signature", "wraps")
 
     def __init__(
         self,
@@ -110,16 +110,15 @@ class Envelope:
         header_bytes: bytes,
         wraps: memoryview,
         body: memoryview,
-        chain_bytes: bytes,
+        chain: tuple[bytes, ...],
         signature: bytes,
     ) -> None:
         self.header = header
         self.header_bytes = header_bytes
         self.wraps = wraps
         self.body = body
-        self.chain_bytes = chain_bytes
-        """The chain as sent: a key under which its verification can be remembered."""
-        self.chain = decode_chain(chain_bytes)
+        self.chain = chain
+        """Certificates (DER), the sender's first; not yet looked into."""
         self.signature = signature
 
     def wrap_of(self, index: int) -> bytes:
@@ -169,13 +168,16 @@ def encode_header(header: Header) -> bytes:
 
 def decode_header(data: Buffer) -> Header:
     """P's fields. All of `data` must be P, and written in the one way there is."""
-    return _decode_header(bytes(data))[0]
+    return _decode_header(data)[0]
 
 
-def _decode_header(p: bytes) -> tuple[Header, int]:
+def _decode_header(data: Buffer) -> tuple[Header, int]:
     """The header, and the size its receivers' wraps have together."""
-    if len(p) > limits.MAX_HEADER_P:
-        raise BatchTooLarge(f"the batch's header has {len(p)} bytes; {limits.MAX_HEADER_P} at most")
+    if len(data) > limits.MAX_HEADER_P:
+        raise BatchTooLarge(
+            f"the batch's header has {len(data)} bytes; {limits.MAX_HEADER_P} at most"
+        )
+    p = bytes(data)
     try:
         # The version is judged before anything else is read: what follows may differ.
         if p[0] != FORMAT_VERSION:
@@ -328,7 +330,7 @@ def read_header(data: Buffer) -> Header:
 
     What the broker does to every batch: it copies nothing but P."""
     len_p, len_wraps, len_body, _, _ = _check_parts(data, len(data))
-    header, wraps_size = _decode_header(bytes(data[_HEAD.size : _HEAD.size + len_p]))
+    header, wraps_size = _decode_header(data[_HEAD.size : _HEAD.size + len_p])
     _check_fit(header, wraps_size, len_wraps, len_body)
     return header
 
@@ -349,7 +351,7 @@ def parse(data: Buffer) -> Envelope:
         header_bytes,
         view[wraps:body],
         view[body:chain],
-        bytes(view[chain:signature]),
+        decode_chain(bytes(view[chain:signature])),
         bytes(view[signature:]),
     )
 
