@@ -43,8 +43,11 @@ and be taken `MAX_MESSAGE_AGE` later."""
 _KeyId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 
 
-class _State(msgspec.Struct, forbid_unknown_fields=True):
+class State(msgspec.Struct, forbid_unknown_fields=True):
+    """What is known of the keys without opening any."""
+
     current: _KeyId
+    """Key id of the one in use."""
     version: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Of the last record made."""
     ends_ms: dict[_KeyId, int] = {}
@@ -68,7 +71,7 @@ class OwnKeys:
         """Make the directory with one key of `suite`."""
         disk.make_private_directory(directory)
         opener = _write_new_key(directory, suite, secret)
-        _write_state(directory, _State(opener.key_id.hex(), ends_ms={opener.key_id.hex(): 0}))
+        _write_state(directory, State(opener.key_id.hex(), ends_ms={opener.key_id.hex(): 0}))
         return cls(directory, secret)
 
     @property
@@ -79,7 +82,7 @@ class OwnKeys:
     def rotate(self, suite: Suite | None = None) -> Opener:
         """Take a fresh key into use, of `suite` or like the former; the former is kept."""
         with self._locked():
-            state = self._state()
+            state = read_state(self.directory)
             opener = _write_new_key(self.directory, suite or self._current.suite, self._secret)
             state.current = opener.key_id.hex()
             state.ends_ms[state.current] = 0
@@ -91,7 +94,7 @@ class OwnKeys:
     def prune(self, now_ms: int) -> list[bytes]:
         """Delete the former keys that no batch can name any more; their key ids."""
         with self._locked():
-            state = self._state()
+            state = read_state(self.directory)
             gone = [
                 key_id
                 for key_id, end_ms in state.ends_ms.items()
@@ -110,7 +113,7 @@ class OwnKeys:
 
         A new one counts until `not_after_ms`.
         """
-        last = self.last_record()
+        last = read_record(self.directory)
         if last is not None and self._still_good(last, signer, client, now_ms):
             return last
         return self.new_record(signer, client, now_ms, not_after_ms)
@@ -120,7 +123,7 @@ class OwnKeys:
         with self._locked():
             # Another process may have taken a new key into use since this one loaded.
             self._load()
-            state = self._state()
+            state = read_state(self.directory)
             state.version = records.next_version(state.version, now_ms)
             ends = state.ends_ms
             ends[state.current] = max(ends.get(state.current, 0), not_after_ms)
@@ -137,18 +140,6 @@ class OwnKeys:
             text = armour(_RECORD_LABEL, record)
             disk.write_file(self.directory / RECORD, text, replace=True)
         return record
-
-    def last_record(self) -> bytes | None:
-        """The newest record this identity made; None when it made none."""
-        path = self.directory / RECORD
-        if not path.exists():
-            return None
-        try:
-            return strip_armour(
-                _RECORD_LABEL, disk.read_private(path, limit=2 * limits.MAX_KEY_RECORD)
-            )
-        except ValueError as error:
-            raise IdentityError(f"{path}: {error}; remove it, a new one is made") from error
 
     def _still_good(self, record: bytes, signer: Signer, client: str, now_ms: int) -> bool:
         try:
@@ -167,7 +158,7 @@ class OwnKeys:
         for path in sorted(self.directory.glob(f"*{KEY_SUFFIX}")):
             if path.stem not in {opener.key_id.hex() for opener in self.keyring}:
                 self.keyring.add(FileOpener.load(path, self._secret))
-        current = bytes.fromhex(self._state().current)
+        current = bytes.fromhex(read_state(self.directory).current)
         if current not in self.keyring:
             raise IdentityError(
                 f"the private key {self.directory / current.hex()}{KEY_SUFFIX} is missing: restore "
@@ -175,20 +166,32 @@ class OwnKeys:
             )
         self._current = self.keyring.find(current)
 
-    def _state(self) -> _State:
-        path = self.directory / STATE
-        try:
-            state = msgspec.json.decode(
-                disk.read_private(path, limit=limits.MAX_KEY_FILE), type=_State
-            )
-        except msgspec.DecodeError as error:
-            raise IdentityError(f"{path} is damaged ({error}): restore it from a backup") from error
-        if state.format != _FORMAT:
-            raise IdentityError(f"{path} has format {state.format}: upgrade this program")
-        return state
-
     def _locked(self) -> AbstractContextManager[None]:
         return disk.locked(self.directory / _LOCK)
+
+
+def read_state(directory: Path) -> State:
+    """The state of the keys in `directory`; `IdentityError` when it can't be used."""
+    path = directory / STATE
+    try:
+        state = msgspec.json.decode(disk.read_private(path, limit=limits.MAX_KEY_FILE), type=State)
+    except msgspec.DecodeError as error:
+        raise IdentityError(f"{path} is damaged ({error}): restore it from a backup") from error
+    if state.format != _FORMAT:
+        raise IdentityError(f"{path} has format {state.format}: upgrade this program")
+    return state
+
+
+def read_record(directory: Path) -> bytes | None:
+    """The newest record made of the keys in `directory`; None when none was made."""
+    path = directory / RECORD
+    if not path.exists():
+        return None
+    try:
+        text = disk.read_private(path, limit=limits.MAX_KEY_FILE)
+        return strip_armour(_RECORD_LABEL, text)
+    except ValueError as error:
+        raise IdentityError(f"{path}: {error}; remove it, a new one is made") from error
 
 
 def _write_new_key(directory: Path, suite: Suite, secret: bytes | None) -> FileOpener:
@@ -200,5 +203,5 @@ def _write_new_key(directory: Path, suite: Suite, secret: bytes | None) -> FileO
     return opener
 
 
-def _write_state(directory: Path, state: _State) -> None:
+def _write_state(directory: Path, state: State) -> None:
     disk.write_file(directory / STATE, msgspec.json.encode(state) + b"\n", replace=True)
