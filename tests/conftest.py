@@ -10,7 +10,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-from support.ports import free_port as find_free_port
+from ciphermq.cli.processes import free_port as find_free_port
 
 # The suite must give one answer for one tree, on a busy machine as on an idle one: the same
 # examples every time, and no verdict from a clock.

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from ciphermq.errors import Unfinished, WaitTimeout
 
@@ -117,3 +119,71 @@ class Process:
             if time.monotonic() > deadline:
                 raise WaitTimeout(f"{self.name} did not {what} within {timeout:g} s")
             time.sleep(0.005)
+
+
+class Stage:
+    """A deployment in a directory of its own, with processes that end with the block.
+
+    The broker has a port of its own on the loopback and keeps it, so that it can be killed and
+    started again while its clients go on knocking.
+    """
+
+    def __init__(self, directory: Path, clients: Sequence[str], *, port: int) -> None:
+        """Makes the deployment in the new directory `directory`, without passphrases."""
+        now_ms = time.time_ns() // 1_000_000
+        self.directory = directory
+        self.port = port
+        directory.mkdir(parents=True)
+        self.deployment = deployment.make(
+            directory / "deployment", now_ms=now_ms, passphrase=None, port=port
+        )
+        authority = self.deployment.open_authority(None)
+        for name in clients:
+            enrol.create(
+                self.deployment.identity(name),
+                name=name,
+                url=f"cmq://localhost:{port}",
+                authority=authority,
+                now_ms=now_ms,
+            )
+        self._processes: list[Process] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.kill()
+
+    def start(self, name: str, *words: str, identity: str | None = None) -> Process:
+        """Run `ciphermq` with these words, as `identity` where one is named."""
+        environment = {HOME_VARIABLE: str(self.deployment.home)}
+        if identity is not None:
+            environment["CIPHERMQ_IDENTITY"] = str(self.deployment.identity(identity))
+        log = self.directory / f"{name}.log"
+        process = Process(name, words, log=log, environment=environment)
+        self._processes.append(process)
+        return process
+
+    def broker(self) -> Process:
+        """The broker, ready to serve."""
+        process = self.start("broker", "server", "--config", str(self.deployment.config))
+        process.wait_for(r"ready")
+        return process
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on, and that the kernel gives to nobody else.
+
+    It is below the range for outgoing connections (32768 and up on Linux): otherwise a client
+    that knocks while the broker is away can be given the very port that the broker wants back.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
