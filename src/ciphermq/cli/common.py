@@ -64,6 +64,19 @@ def home_directory(home: Path | None) -> Path:
     return here if (here / "ca").is_dir() else here / "ciphermq"
 
 
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before what can't be undone; `UsageError` where nobody is there to answer."""
+    import sys
+
+    from ciphermq.errors import UsageError
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Nobody is there to answer: say --yes to go on")
+    typer.confirm(question, abort=True, err=True)
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end on a fast event loop. Ctrl-C cancels it, cleanly, and is raised."""
     import asyncio

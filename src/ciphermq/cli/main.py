@@ -13,9 +13,10 @@ from typing import Annotated, Final
 
 import typer
 
+from ciphermq.cli import backup, journal
 from ciphermq.cli.errors import ending
 
-COMMANDS: Final[tuple[ModuleType, ...]] = ()
+COMMANDS: Final[tuple[ModuleType, ...]] = (backup, journal)
 """Modules with a ``register(app)``, in the order of the help."""
 
 app = typer.Typer(

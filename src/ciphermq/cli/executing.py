@@ -1,0 +1,66 @@
+"""Run a command for each message: payload on standard input, what is known in the environment.
+
+Status 0 acknowledges the message; anything else gives it back, to come again after a while and,
+after enough tries, to go to the dead letters. A crash between the command's end and the
+acknowledgement runs it again: at least once, whatever Inbox there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from ciphermq.cli.common import PASSPHRASE_VARIABLE
+from ciphermq.cli.output import moment
+
+if TYPE_CHECKING:
+    from ciphermq.client.messages import Message
+
+_SHELL: Final = "/bin/sh"
+_NOT_IN_NAMES: Final = re.compile(r"[^A-Z0-9]")
+
+
+async def execute(command: str, message: Message) -> int:
+    """The exit status of `command` for `message`; a signal that ended it counts as negative."""
+    process = await asyncio.create_subprocess_exec(
+        _SHELL,
+        "-c",
+        command,
+        stdin=asyncio.subprocess.PIPE,
+        env=environment(message, os.environ),
+    )
+    try:
+        # A command that does not read its input is no error.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            await process.communicate(message.payload)
+        return await process.wait()
+    except asyncio.CancelledError:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+        raise
+
+
+def environment(message: Message, base: Mapping[str, str]) -> dict[str, str]:
+    """`base`, and the message's properties as ``CIPHERMQ_…``.
+
+    Only the command's own text is read by the shell: what a sender wrote is data, in variables
+    of a prefix of their own, so that no header can pose as another variable.
+    """
+    known = {
+        "CIPHERMQ_MESSAGE_ID": message.id,
+        "CIPHERMQ_SENDER": message.sender or "",
+        "CIPHERMQ_QUEUE": message.queue,
+        "CIPHERMQ_SENT": moment(message.sent_ms) or "",
+        "CIPHERMQ_CONTENT_TYPE": message.content_type or "",
+        "CIPHERMQ_REDELIVERIES": str(message.redeliveries),
+    }
+    for name, value in message.headers.items():
+        known[f"CIPHERMQ_HEADER_{_NOT_IN_NAMES.sub('_', name.upper())}"] = value
+    # No environment can hold a NUL, and the command has no business with our passphrase.
+    known = {name: value.replace("\0", "") for name, value in known.items()}
+    return {name: base[name] for name in base if name != PASSPHRASE_VARIABLE} | known
