@@ -73,6 +73,8 @@ class Summary(msgspec.Struct, frozen=True):
     """In the journal."""
     keys: int
     """In the catalog."""
+    damaged: list[str]
+    """Payloads that were damaged in the broker's own journal already: copied as they are."""
 
 
 def back_up(config: Path, target: Path, *, progress: Progress | None = None) -> Summary:
@@ -186,16 +188,23 @@ def _read_manifest(backup: Path) -> Manifest:
 
 
 def _check(journal: Path, catalog: Path, files: dict[str, File]) -> Summary:
-    """Read back what was copied; an error when a part is not sound."""
-    records = 0
+    """Read back what was copied."""
+    records, damaged = 0, []
     if journal.exists():
         found = tools.verify(journal)
-        if found.problems:
-            raise StoreError(f"the copy is not sound: {found.problems[0].describe()}")
         records = found.records
-    keys = check_catalog(catalog) if catalog.exists() else 0
-    size = sum(file.size for file in files.values())
-    return Summary(directory="", files=len(files), size=size, records=records, keys=keys)
+        damaged = [
+            msgspec.structs.replace(problem, path=Path(JOURNAL, problem.path.name)).describe()
+            for problem in found.problems
+        ]
+    return Summary(
+        directory="",
+        files=len(files),
+        size=sum(file.size for file in files.values()),
+        records=records,
+        keys=check_catalog(catalog) if catalog.exists() else 0,
+        damaged=damaged,
+    )
 
 
 def _copy(source: Path, target: Path) -> None:

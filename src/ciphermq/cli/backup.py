@@ -72,12 +72,17 @@ def restore(
 def _show(what: str, done: Summary, *, as_json: bool) -> None:
     import msgspec
 
+    from ciphermq.cli.errors import STORED
     from ciphermq.cli.output import print_json
 
     if as_json:
         print_json(msgspec.to_builtins(done))
-        return
-    print(
-        f"{what} {done.directory}: {done.files} files, {done.size} bytes; "
-        f"{done.records} journal records and {done.keys} key records, all sound"
-    )
+    else:
+        print(
+            f"{what} {done.directory}: {done.files} files, {done.size} bytes; "
+            f"{done.records} journal records and {done.keys} key records"
+        )
+        for problem in done.damaged:
+            print(f"damaged before it was copied: {problem}")
+    if done.damaged:
+        raise typer.Exit(STORED)
