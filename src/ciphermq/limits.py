@@ -143,6 +143,17 @@ MAX_CONNECTIONS: Final = 10_000
 MAX_CONNECTIONS_PER_CLIENT: Final = 256
 """One client can't take the descriptors of all the others."""
 
+MAX_REQUESTS_IN_WORK: Final = 256
+"""Of one connection; above it the connection isn't read until half of them are answered."""
+
+MAX_PENDING_BYTES: Final = 64 * MIB
+"""Published but not yet durable, of all connections: above it publishers aren't read. A fast disk
+needs about 10 ms for a group of 8 MiB, and this is eight of them."""
+
+MAX_HELD_BATCHES: Final = 65_536
+"""Delivered to a connection and not settled: above it, it is given no more, however much credit it
+gives, so that one who never acks can't make the broker hold a whole queue in his name."""
+
 MAX_CONSUMERS_PER_CONNECTION: Final = 256
 """A consumer costs the broker memory; more want a connection of their own."""
 
@@ -197,6 +208,21 @@ MAX_BINDINGS: Final = 200_000
 MAX_TARGETS: Final = 1024
 """Queues one publish may go to: its journal record lists all of them."""
 
+MAX_QUEUE_TTL: Final = 365 * DAY
+"""Greatest time to live and ack time-out that a queue may set: what is longer means none."""
+
+MAX_QUEUE_TRIES: Final = 1_000_000
+"""Most tries that a queue may allow: with back-off that is two years."""
+
+MAX_DEAD_REASON: Final = 64
+"""Characters of a dead letter's reason: an error's code."""
+
+MAX_DEAD_DETAIL: Final = 512
+"""Characters of its detail: a sentence or two, kept in memory while the dead letter is."""
+
+MAX_PEEK: Final = 100
+"""Batches one look into a queue may show: each is read from disk."""
+
 # --- the journal ------------------------------------------------------------------------------
 
 SEGMENT_SIZE: Final = 64 * MIB
@@ -245,6 +271,13 @@ RECONNECT_MOST: Final = 5.0
 
 CLOSE_TIMEOUT: Final = 30.0
 """To settle what is in flight; then the connection is dropped."""
+
+RETIRE_POLL: Final = 0.05
+"""How often a replaced connection is looked at: whether all answers on it have come."""
+
+CLIENT_ROUND: Final = 3600.0
+"""How often a client asks for a newer revocation list and looks whether its key record must be
+renewed, on a connection that lasts."""
 
 KEY_CACHE_LIFETIME: Final = 300.0
 """How long a verified key record is used before the directory is asked again."""

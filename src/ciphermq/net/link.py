@@ -109,10 +109,10 @@ class Link(asyncio.BufferedProtocol):
     def send(self, frame: Frame) -> None:
         """Have `frame` written with all others of this turn of the loop; never blocks.
 
-        Once the link is lost it does nothing, for `on_lost` has said so. Raises
-        `LocalProtocolError` for what this side may not send now.
+        Does nothing once this side has closed or the link is lost, which can happen between any
+        two turns of the loop. Raises `LocalProtocolError` for what this side may not send now.
         """
-        if self._lost:
+        if self._lost or self._machine.ours is State.CLOSED:
             return
         pieces = self._machine.send(frame)
         self._pieces += pieces
@@ -188,8 +188,7 @@ class Link(asyncio.BufferedProtocol):
 
     def _handle(self, frame: Frame) -> None:
         if isinstance(frame, Ping):
-            if self._machine.ours is not State.CLOSED:
-                self.send(Ok(request=frame.request))
+            self.send(Ok(request=frame.request))
             return
         if isinstance(frame, Ok) and frame.request == _OWN_REQUEST:
             return

@@ -1,0 +1,207 @@
+"""The server: its parts, their order at the start, and their order at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from ciphermq import __version__, limits
+from ciphermq.catalog.face import Catalog
+from ciphermq.engines.face import Engine
+from ciphermq.errors import InternalError, Unavailable
+from ciphermq.net import address, tls
+from ciphermq.net.address import HostPort
+from ciphermq.net.link import Link
+from ciphermq.net.listener import Listener
+from ciphermq.net.options import LinkOptions
+from ciphermq.server import trust
+from ciphermq.server.access import Access
+from ciphermq.server.flow import Flow
+from ciphermq.server.keys import KeyDirectory
+from ciphermq.server.services import Services
+from ciphermq.server.session import Session
+from ciphermq.settings import ServerSettings
+from ciphermq.telemetry import get_logger
+
+_STOPPING: Final = "the broker is stopping"
+_DRAIN_STEP: Final = 0.02
+_JOURNAL_PREFIX: Final = "journal_"
+
+_log = get_logger("server")
+
+
+def _wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Server:
+    """A broker that clients can reach.
+
+    It starts and stops the `engine` and the `catalog` it is given.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        engine: Engine,
+        catalog: Catalog,
+        *,
+        options: LinkOptions | None = None,
+        now_ms: Callable[[], int] = _wall_clock_ms,
+    ) -> None:
+        """Reads the certificates; raises `IdentityError` or `ConfigError` naming what is wrong."""
+        self._settings = settings
+        self._engine = engine
+        self._catalog = catalog
+        self._now_ms = now_ms
+        self._started_ms = now_ms()
+        self._trust = trust.load(settings.tls)
+        self.services = Services(
+            engine=engine,
+            catalog=catalog,
+            access=Access(settings.access.administrators),
+            keys=KeyDirectory(engine, catalog, self._trust.verifier),
+            flow=Flow(engine),
+            now_ms=now_ms,
+            status=self.status,
+            max_publish_window=settings.limits.max_publish_window,
+        )
+        self.listener = Listener(
+            settings.server.address,
+            self._trust.context,
+            {tls.ALPN: self._start_session},
+            options=options,
+            max_connections=settings.server.max_connections,
+            max_connections_per_client=settings.server.max_connections_per_client,
+        )
+        self._failure: asyncio.Future[None] | None = None
+        self._reminder: asyncio.TimerHandle | None = None
+
+    # --- life -------------------------------------------------------------------------------
+
+    async def run(self, *, ready: Callable[[HostPort], None], stop: asyncio.Event) -> None:
+        """Serve until `stop` is set; raises what the server failed of.
+
+        `ready` is called with the bound address once clients can connect.
+        """
+        ready(await self.start())
+        try:
+            await self._until(stop)
+        finally:
+            await self.stop()
+
+    async def start(self) -> HostPort:
+        """Open the stores, then listen; the bound address."""
+        self._failure = asyncio.get_running_loop().create_future()
+        engine, catalog = self._engine, self._catalog
+        engine.on_failure(self._failed)
+        engine.on_event(catalog.note_event)
+        await catalog.start()
+        try:
+            await engine.start()
+            try:
+                where = self.listener.start()
+            except BaseException:
+                await engine.stop()
+                raise
+        except BaseException:
+            await catalog.stop()
+            raise
+        self._remind()
+        _log.info("ready", address=address.spell(where))
+        return where
+
+    async def stop(self) -> None:
+        """Let clients finish for `server.drain_seconds`, then close everything. Idempotent."""
+        self.listener.stop()
+        if self._reminder is not None:
+            self._reminder.cancel()
+        await self._drain(self._settings.server.drain_seconds)
+        await self._close_links()
+        await self._engine.stop()
+        await self._catalog.stop()
+        _log.info("stopped")
+
+    async def _until(self, stop: asyncio.Event) -> None:
+        """Wait for `stop`, or raise what the engine failed of."""
+        if self._failure is None:
+            raise InternalError("a server must be started before it is waited for")
+        stopped = asyncio.create_task(stop.wait())
+        waiting: list[asyncio.Future[Any]] = [stopped, self._failure]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+        if self._failure.done():
+            self._failure.result()
+
+    async def _drain(self, seconds: float) -> None:
+        """Ask clients to leave, and wait until nothing is owed and nothing held, for so long."""
+        sessions = self.services.sessions
+        for session in list(sessions):
+            session.drain(_STOPPING)
+        deadline = asyncio.get_running_loop().time() + seconds
+        failed = self._failure is not None and self._failure.done()
+        while sessions and not failed and asyncio.get_running_loop().time() < deadline:
+            if all(session.idle and not session.consuming.held for session in sessions):
+                break
+            await asyncio.sleep(_DRAIN_STEP)
+
+    async def _close_links(self) -> None:
+        links = list(self.listener.links)
+        for link in links:
+            link.close(_STOPPING, Unavailable.code)
+        if links:
+            ends = [asyncio.create_task(link.wait_closed()) for link in links]
+            await asyncio.wait(ends, timeout=2 * limits.LINGER)
+
+    def _failed(self, error: Exception) -> None:
+        """The engine can confirm nothing any more: better to end than to look alive."""
+        _log.error("the engine has failed; the server stops", reason=str(error))
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_exception(error)
+
+    def _remind(self) -> None:
+        """Tell the operator, at the start and every day, what is about to expire."""
+        for warning in self._trust.warnings(self._now_ms()):
+            _log.warning(warning)
+        self._reminder = asyncio.get_running_loop().call_later(limits.DAY, self._remind)
+
+    # --- sessions and status ----------------------------------------------------------------
+
+    def _start_session(self, link: Link, client: str) -> None:
+        Session(self.services, link, client)
+
+    def status(self) -> dict[str, dict[str, int | float | str]]:
+        """What STATUS tells: one map a part."""
+        services, engine = self.services, self._engine.stats()
+        journal = {
+            name.removeprefix(_JOURNAL_PREFIX): value
+            for name, value in engine.items()
+            if name.startswith(_JOURNAL_PREFIX)
+        }
+        now_ms = self._now_ms()
+        server: dict[str, int | float | str] = {
+            "version": __version__,
+            "now_ms": now_ms,
+            "uptime_seconds": (now_ms - self._started_ms) / 1000,
+            "connections": self.listener.connections,
+            "consumers": sum(len(session.consuming.consumers) for session in services.sessions),
+            "batches_held": sum(session.consuming.held for session in services.sessions),
+            "publisher_stops": services.flow.stops,
+            "crl_number": services.keys.crl_number,
+            **self.listener.counters.snapshot(),
+            **services.counters.snapshot(),
+        }
+        return {
+            "server": server,
+            "engine": {
+                name: value
+                for name, value in engine.items()
+                if not name.startswith(_JOURNAL_PREFIX)
+            },
+            "journal": journal,
+            "catalog": self._catalog.stats(),
+        }
