@@ -26,6 +26,7 @@ from ciphermq.client.trust import TrustFile
 from ciphermq.custody import disk
 from ciphermq.custody.passphrase import STRONG, Cost
 from ciphermq.errors import (
+    AuthorityError,
     CertificateError,
     IdentityError,
     RevocationListStale,
@@ -110,6 +111,23 @@ def renew(path: Path, *, authority: Authority, now_ms: int) -> x509.Certificate:
     certificate = authority.issue_client(name, _own_public_key(path), now_ms=now_ms)
     _write_public(path, authority, certificate)
     return certificate
+
+
+def renew_elsewhere(name: str, *, authority: Authority, now_ms: int) -> x509.Certificate:
+    """A new certificate for the client `name`, whose keys are on another machine.
+
+    Raises `AuthorityError` when the authority never certified that name.
+    """
+    known = [item for item in authority.issued() if item.is_client and item.name == name]
+    if not known:
+        raise AuthorityError(
+            f"the authority never certified {name!r}: make it with `ciphermq identity add`, or "
+            "where it is to live with `ciphermq identity request`"
+        )
+    key = known[-1].certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise CertificateError(f"the key of {name!r} must be on P-256, P-384 or P-521")
+    return authority.issue_client(name, key, now_ms=now_ms)
 
 
 def renew_with_new_key(

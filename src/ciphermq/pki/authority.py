@@ -6,7 +6,7 @@
     ca.key          its private key (P-384), PEM under a random password
     ca.pass         that password under scrypt of the passphrase; absent: the key is in the clear
     crl.pem         the newest revocation list; its number rises with each
-    issued/         every certificate it ever issued, by serial number
+    issued/         every certificate it ever issued: a number that rises, and the serial
 
 Each command takes the directory's lock, so two of them can't issue one name to two keys.
 """
@@ -96,17 +96,17 @@ class AuthorityDirectory:
             ) from error
 
     def issued(self) -> list[Issued]:
-        """Every certificate ever issued, by name and then by end."""
+        """Every certificate ever issued, oldest first."""
         found = []
-        for path in (self.path / _ISSUED).glob("*.crt"):
+        for path in sorted((self.path / _ISSUED).glob("*.crt")):
             try:
                 found.append(_issued(x509.load_pem_x509_certificate(path.read_bytes())))
             except (OSError, *names.UNREADABLE) as error:
                 raise AuthorityError(f"{path} can't be read: {error}") from error
-        return sorted(found, key=lambda item: (item.name, item.not_after_ms))
+        return found
 
     def current(self, name: str, now_ms: int) -> list[Issued]:
-        """The certificates with which client `name` can connect now."""
+        """The certificates with which client `name` can connect now, oldest first."""
         revoked = self.revocation_list().serials
         return [
             item
@@ -169,20 +169,16 @@ class Authority(AuthorityDirectory):
     ) -> x509.Certificate:
         """A client's certificate, `lifetime` in seconds.
 
-        Raises `AuthorityError` when `name` has a certificate with another key and `replace` is
-        not set: whoever got a second one could take over the first one's name.
+        Raises `AuthorityError` when the newest certificate of `name` is for another key and
+        `replace` is not set: whoever got one could take over the name of who has it.
         """
         with self._locked():
-            others = [
-                item
-                for item in self.current(name, now_ms)
-                if item.certificate.public_key() != public_key
-            ]
-            if others and not replace:
+            newest = self.current(name, now_ms)[-1:]
+            if newest and newest[0].certificate.public_key() != public_key and not replace:
                 raise AuthorityError(
                     f"{name!r} has a certificate with another key (serial "
-                    f"{others[-1].certificate.serial_number:x}, until "
-                    f"{dates.spell(others[-1].not_after_ms)}). If that key is lost and this is "
+                    f"{newest[0].certificate.serial_number:x}, until "
+                    f"{dates.spell(newest[0].not_after_ms)}). If that key is lost and this is "
                     "its owner asking, repeat the command with --replace"
                 )
             issued = profiles.client_certificate(self._issuer, name, public_key, now_ms, lifetime)
@@ -247,7 +243,9 @@ class Authority(AuthorityDirectory):
             yield
 
     def _keep(self, certificate: x509.Certificate) -> x509.Certificate:
-        path = self.path / _ISSUED / f"{certificate.serial_number:x}.crt"
+        issued = self.path / _ISSUED
+        number = 1 + max((int(path.stem.split("-")[0]) for path in issued.glob("*.crt")), default=0)
+        path = issued / f"{number:06}-{certificate.serial_number:x}.crt"
         disk.write_file(path, certificate.public_bytes(_PEM), mode=disk.PUBLIC)
         return certificate
 

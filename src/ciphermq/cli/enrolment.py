@@ -1,0 +1,74 @@
+"""What the commands that make and move identities share."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ciphermq.cli import passphrases
+
+if TYPE_CHECKING:
+    from ciphermq.cli.deployment import Deployment
+    from ciphermq.model.suites import Suite
+    from ciphermq.pki.authority import Authority
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The identity's name.")]
+NoPassphraseOption = Annotated[
+    bool,
+    typer.Option("--no-passphrase", help="Don't ask: the file permissions alone protect the keys."),
+]
+SuiteOption = Annotated[
+    str,
+    typer.Option(help="What messages to it are sealed with: MLKEM768_X25519, X25519 or P256."),
+]
+
+
+def now_ms() -> int:
+    """This machine's clock."""
+    return int(time.time() * 1000)
+
+
+def suite_named(name: str) -> Suite:
+    """The suite that ``--suite`` names."""
+    from ciphermq.errors import UsageError
+    from ciphermq.model.suites import Suite
+
+    try:
+        return Suite[name.upper()]
+    except KeyError:
+        allowed = ", ".join(Suite.__members__)
+        raise UsageError(f"--suite {name!r}: it must be one of {allowed}") from None
+
+
+def open_authority(deployment: Deployment, passphrase_file: Path | None) -> Authority:
+    """The deployment's authority, with its passphrase if it needs one."""
+    needed = deployment.authority().encrypted
+    return deployment.open_authority(
+        passphrases.existing(passphrase_file, "the authority", needed=needed)
+    )
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a private file that must not exist."""
+    from ciphermq.custody import disk
+    from ciphermq.errors import UsageError
+
+    try:
+        disk.write_file(path, data)
+    except FileExistsError:
+        raise UsageError(f"{path} exists; nothing is overwritten: name another file") from None
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What is known of an identity without opening its keys."""
+    from ciphermq.client import view
+
+    return view.describe(path, now_ms())
+
+
+def until(entry: dict[str, Any]) -> str:
+    """Half a sentence on when an identity ends."""
+    return f"valid until {entry['not_after'][:10]}"

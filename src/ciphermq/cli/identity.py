@@ -1,0 +1,232 @@
+"""``ciphermq identity``: make, look at, move and renew identities."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ciphermq.cli import moving, passphrases
+from ciphermq.cli.common import HomeOption, JsonOption, home_directory
+from ciphermq.cli.enrolment import (
+    NameArgument,
+    NoPassphraseOption,
+    SuiteOption,
+    describe,
+    now_ms,
+    open_authority,
+    suite_named,
+    until,
+    write_new,
+)
+from ciphermq.cli.output import print_fields, print_json, print_table
+
+if TYPE_CHECKING:
+    from ciphermq.cli.deployment import Deployment
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(no_args_is_help=True, help="Make, look at, move and renew identities.")
+    group.command()(add)
+    group.command("list")(list_)
+    group.command()(show)
+    group.command()(renew)
+    group.command()(moving.export)
+    group.command("import")(moving.import_)
+    group.command()(moving.request)
+    app.add_typer(group, name="identity")
+
+
+def add(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="One or more new names.")],
+    url: Annotated[
+        str | None,
+        typer.Option(help="The broker's URL.  [default: the deployment's]", show_default=False),
+    ] = None,
+    suite: SuiteOption = "MLKEM768_X25519",
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Although the authority knows the name with another, lost key."
+        ),
+    ] = False,
+    home: HomeOption = None,
+    passphrase_file: passphrases.AuthorityPassphraseOption = None,
+    identity_passphrase_file: passphrases.IdentityPassphraseOption = None,
+    no_passphrase: NoPassphraseOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an identity here, beside the authority: certificate, keys, all that a client needs."""
+    from ciphermq.cli.deployment import Deployment
+    from ciphermq.client import enrol
+    from ciphermq.errors import UsageError
+    from ciphermq.net.address import parse_url
+
+    deployment = Deployment(home_directory(home))
+    known_url, server_name = ("", "") if url else deployment.broker()
+    url = url or known_url
+    parse_url(url)
+    paths = {name: deployment.identity(name) for name in names}
+    for name, path in paths.items():
+        if path.exists():
+            raise UsageError(f"{path} exists: {name!r} is made already; nothing is overwritten")
+    authority = open_authority(deployment, passphrase_file)
+    made = []
+    for name, path in paths.items():
+        phrase = None
+        if not no_passphrase:
+            phrase = passphrases.new_identity(identity_passphrase_file, f"the keys of {name!r}")
+        enrol.create(
+            path,
+            name=name,
+            url=url,
+            server_name=server_name,
+            authority=authority,
+            now_ms=now_ms(),
+            passphrase=phrase,
+            suite=suite_named(suite),
+            replace=replace,
+        )
+        made.append(describe(path))
+    if as_json:
+        print_json(made)
+        return
+    for entry in made:
+        print(f"Made {entry['name']} in {entry['directory']}, {until(entry)}.")
+    name = shlex.quote(names[0])
+    at = "" if home is None else f" --home {shlex.quote(str(home))}"
+    print(f"\nNext:\n  ciphermq receive --identity {name}{at}")
+    print(f"  ciphermq identity export {name}{at}       to take it to another machine")
+
+
+def list_(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """All identities on this machine, and where the authority is here, those it knows elsewhere."""
+    from ciphermq.cli.deployment import Deployment
+    from ciphermq.client import places
+
+    deployment = Deployment(home_directory(home))
+    found = [describe(path) for path in places.known(deployment.home)]
+    found += _elsewhere(deployment, {entry["name"] for entry in found})
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (entry["name"], entry["status"], entry["not_after"], entry["directory"]) for entry in found
+    ]
+    print_table(("name", "status", "valid until", "directory"), rows)
+
+
+def show(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Name or directory.", show_default=False)
+    ] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """An identity's certificate, keys and dates. Opens no private key, asks no passphrase."""
+    from ciphermq.client import places
+
+    entry = describe(places.find(name, home_directory(home)))
+    if as_json:
+        print_json(entry)
+        return
+    warnings = entry.pop("warnings")
+    keys = entry.pop("sealing_keys")
+    print_fields({**entry, "sealing_keys": f"{len(keys)}: {', '.join(keys)}"})
+    for sentence in warnings:
+        print(f"warning: {sentence}", file=sys.stderr)
+
+
+def renew(
+    name: NameArgument,
+    new_key: Annotated[
+        bool,
+        typer.Option(
+            "--new-key",
+            help="Also replace the certificate's key. Everybody who knows the old one must run "
+            "`ciphermq keys trust`.",
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write the certificate to this file, for `ciphermq identity import` where "
+            "the identity lives.  [default: NAME.signed, if it lives elsewhere]",
+            show_default=False,
+        ),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="The broker's URL for that file.", show_default=False)
+    ] = None,
+    home: HomeOption = None,
+    passphrase_file: passphrases.AuthorityPassphraseOption = None,
+    identity_passphrase_file: passphrases.IdentityPassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give an identity a new certificate for another year; its key stays."""
+    from ciphermq.cli.deployment import Deployment
+    from ciphermq.client import enrol, identity
+    from ciphermq.errors import UsageError
+
+    deployment = Deployment(home_directory(home))
+    path = deployment.identity(name)
+    here = (path / identity.SETTINGS).is_file()
+    if new_key and not here:
+        raise UsageError(f"the key of {name!r} is not in {path}: renew it where it lives")
+    authority = open_authority(deployment, passphrase_file)
+    if new_key:
+        phrase = passphrases.existing_identity(
+            identity_passphrase_file,
+            f"the keys of {name!r}",
+            needed=(path / identity.WRAPPED).exists(),
+        )
+        certificate = enrol.renew_with_new_key(
+            path, authority=authority, now_ms=now_ms(), passphrase=phrase
+        )
+    elif here:
+        certificate = enrol.renew(path, authority=authority, now_ms=now_ms())
+    else:
+        certificate = enrol.renew_elsewhere(name, authority=authority, now_ms=now_ms())
+        out = out or Path(f"{name}.signed")
+    if out is not None:
+        broker = (url, "") if url else deployment.broker()
+        write_new(out, enrol.answer(authority, certificate, *broker))
+    end = certificate.not_valid_after_utc
+    if as_json:
+        result = {"name": name, "not_after": end.isoformat(), "file": out and str(out)}
+        print_json({**result, "serial": f"{certificate.serial_number:x}"})
+        return
+    print(f"Renewed {name} until {end:%Y-%m-%d}.")
+    if out is not None:
+        print(f"Next, where {name} lives:\n  ciphermq identity import {out}")
+    if new_key:
+        print(
+            "Its certificate key is new: clients that know the old one stop sending to it until "
+            f"they run\n  ciphermq keys trust {name}"
+        )
+
+
+def _elsewhere(deployment: Deployment, here: set[str]) -> list[dict[str, Any]]:
+    """Clients that the authority certified and that live on other machines."""
+    from ciphermq.client import view
+    from ciphermq.errors import AuthorityError
+
+    try:
+        issued = deployment.authority().issued()
+    except AuthorityError:
+        return []
+    newest = {item.name: item for item in issued if item.is_client and item.name not in here}
+    now = now_ms()
+    return [
+        {
+            "name": name,
+            "status": "elsewhere" if item.not_after_ms > now else "expired",
+            "not_after": view.spell(item.certificate.not_valid_after_utc),
+            "directory": None,
+        }
+        for name, item in sorted(newest.items())
+    ]
