@@ -35,6 +35,7 @@ from ciphermq.errors import (
 from ciphermq.model.suites import DEFAULT_SUITE, Suite
 from ciphermq.pki import dates, keyfile, names, pem
 from ciphermq.pki.authority import Authority, AuthorityDirectory, load_request
+from ciphermq.pki.revocation import RevocationList
 from ciphermq.pki.verify import ChainVerifier
 
 KEY_CURVE: Final = ec.SECP256R1()
@@ -212,6 +213,13 @@ def install_certificate(answered: Bundle, path: Path, now_ms: int) -> x509.Certi
     return certificate
 
 
+def install_crl(path: Path, crl: RevocationList) -> None:
+    """Put the authority's new list into the identity in `path`, which need not be open."""
+    with disk.locked(path / identity.LOCK):
+        TrustFile(path / identity.TRUST).note_crl(crl)
+        identity.write_revocation_lists(path, crl)
+
+
 def fingerprint_of(certificate: x509.Certificate) -> bytes:
     """SHA-256 of a certificate: what two people compare to know that they mean the same one."""
     return certificate.fingerprint(hashes.SHA256())
@@ -280,10 +288,8 @@ def _check_certificate(
 
 
 def _write_public(path: Path, authority: Authority, certificate: x509.Certificate) -> None:
+    install_crl(path, authority.revocation_list())
     with disk.locked(path / identity.LOCK):
-        crl = authority.revocation_list()
-        TrustFile(path / identity.TRUST).note_crl(crl)
-        identity.write_revocation_lists(path, crl)
         _write_certificate(path, certificate)
 
 

@@ -1,0 +1,234 @@
+"""``ciphermq ca``: what only the authority can do for identities made elsewhere and for brokers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ciphermq.cli import passphrases
+from ciphermq.cli.common import HomeOption, JsonOption, home_directory
+from ciphermq.cli.enrolment import now_ms, open_authority, write_new
+from ciphermq.cli.output import print_fields, print_json
+
+if TYPE_CHECKING:
+    from ciphermq.cli.deployment import Deployment
+    from ciphermq.pki.revocation import RevocationList
+
+_MOST_REQUEST = 64 * 1024
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(no_args_is_help=True, help="Certify requests, renew lists, look closely.")
+    group.command()(sign)
+    group.command()(crl)
+    group.command()(server)
+    group.command()(status)
+    app.add_typer(group, name="ca")
+
+
+def sign(
+    request: Annotated[Path, typer.Argument(help="What `ciphermq identity request` wrote.")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]", help="A new file.  [default: NAME.signed]", show_default=False
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="The name it must ask for, if you know.", show_default=False),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="The broker's URL.  [default: the deployment's]", show_default=False),
+    ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Although the authority knows the name with another, lost key."
+        ),
+    ] = False,
+    home: HomeOption = None,
+    passphrase_file: passphrases.AuthorityPassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Certify an identity that was made on its own machine.
+
+    Only the name and the key are taken from the request. Be sure that it is from whom it says.
+    """
+    from ciphermq.cli.deployment import Deployment
+    from ciphermq.client import enrol
+    from ciphermq.errors import CertificateError
+    from ciphermq.net.address import parse_url
+    from ciphermq.pki import names
+    from ciphermq.pki.authority import load_request
+
+    deployment = Deployment(home_directory(home))
+    with request.open("rb") as stream:
+        asked = load_request(stream.read(_MOST_REQUEST))
+    found = names.request_name(asked)
+    if name is not None and found != name:
+        raise CertificateError(f"{request} asks for the name {found!r}, not for {name!r}")
+    broker = (url, "") if url else deployment.broker()
+    parse_url(broker[0])
+    authority = open_authority(deployment, passphrase_file)
+    file = file or Path(f"{found}.signed")
+    certificate = authority.sign_request(asked, now_ms=now_ms(), replace=replace)
+    write_new(file, enrol.answer(authority, certificate, *broker))
+    end = certificate.not_valid_after_utc
+    if as_json:
+        serial = f"{certificate.serial_number:x}"
+        print_json(
+            {"name": found, "file": str(file), "serial": serial, "not_after": end.isoformat()}
+        )
+        return
+    print(f"Certified {found} until {end:%Y-%m-%d}: {file} (it holds no secret).")
+    print(f"Next, where {found} lives:\n  ciphermq identity import {file}")
+
+
+def crl(
+    home: HomeOption = None,
+    passphrase_file: passphrases.AuthorityPassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Issue the next revocation list, for another 30 days, and put it where it is needed here."""
+    from ciphermq.cli.deployment import Deployment
+    from ciphermq.pki import dates
+
+    deployment = Deployment(home_directory(home))
+    new = open_authority(deployment, passphrase_file).issue_crl(now_ms=now_ms())
+    places = _hand_out(deployment, new)
+    if as_json:
+        print_json({**_about(new), "installed": places})
+        return
+    print(f"Issued revocation list {new.number}, until {dates.spell(new.next_update_ms)}.")
+    for place in places:
+        print(f"  installed in {place}")
+    print(
+        f"A broker on another machine needs {deployment.ca / 'crl.pem'} too; clients get it from "
+        "their broker."
+    )
+
+
+def server(
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Host names and addresses for the certificate; repeat it for more.  "
+            "[default: those it has]",
+            show_default=False,
+        ),
+    ] = None,
+    home: HomeOption = None,
+    passphrase_file: passphrases.AuthorityPassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give the broker a new certificate for another year; its key stays."""
+    from ciphermq.cli import deployment as layout
+
+    deployment = layout.Deployment(home_directory(home))
+    authority = open_authority(deployment, passphrase_file)
+    certificate = layout.renew_server(
+        deployment, authority, now_ms=now_ms(), hosts=tuple(host or ())
+    )
+    hosts = layout.server_hosts(certificate)
+    path = deployment.server / layout.SERVER_CERTIFICATE
+    end = certificate.not_valid_after_utc
+    if as_json:
+        print_json({"file": str(path), "hosts": hosts, "not_after": end.isoformat()})
+        return
+    print(f"Renewed {path} until {end:%Y-%m-%d}, for {', '.join(hosts)}.")
+    print("Copy it to the broker's machine if that is another, and restart the broker.")
+
+
+def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """The authority's fingerprint and dates, its revocation list, and what ends soon."""
+    from ciphermq.cli.deployment import Deployment
+    from ciphermq.client import view
+    from ciphermq.client.enrol import fingerprint_of
+    from ciphermq.directory.records import fingerprint
+
+    deployment = Deployment(home_directory(home))
+    authority = deployment.authority()
+    newest = authority.revocation_list()
+    issued = authority.issued()
+    digest = fingerprint_of(authority.certificate)
+    warnings = _warnings(deployment, newest)
+    about: dict[str, Any] = {
+        "authority": authority.certificate.subject.rfc4514_string(),
+        "directory": str(authority.path),
+        "fingerprint": digest.hex(),
+        "encrypted": authority.encrypted,
+        "not_after": view.spell(authority.certificate.not_valid_after_utc),
+        "clients": len({item.name for item in issued if item.is_client}),
+        "certificates": len(issued),
+        "revocation_list": _about(newest),
+    }
+    if as_json:
+        print_json({**about, "warnings": warnings})
+        return
+    crl_fields = about.pop("revocation_list")
+    about["fingerprint"] = fingerprint(digest)
+    print_fields({**about, **{f"crl_{key}": value for key, value in crl_fields.items()}})
+    for sentence in warnings:
+        print(f"warning: {sentence}", file=sys.stderr)
+
+
+def _about(crl: RevocationList) -> dict[str, Any]:
+    from ciphermq.client import view
+    from ciphermq.pki import dates
+
+    return {
+        "number": crl.number,
+        "revoked": len(crl.serials),
+        "issued": view.spell(dates.from_ms(crl.this_update_ms)),
+        "expires": view.spell(dates.from_ms(crl.next_update_ms)),
+    }
+
+
+def _hand_out(deployment: Deployment, crl: RevocationList) -> list[str]:
+    """Put the list into the broker's directory and the identities that are here."""
+    from ciphermq.client import enrol
+    from ciphermq.custody import disk
+    from ciphermq.pki.authority import REVOCATION_LIST
+
+    places = []
+    if deployment.server.is_dir():
+        text = (deployment.ca / REVOCATION_LIST).read_bytes()
+        path = deployment.server / REVOCATION_LIST
+        disk.write_file(path, text, mode=disk.PUBLIC, replace=True)
+        places.append(str(deployment.server))
+    for path in deployment.identity_directories():
+        enrol.install_crl(path, crl)
+        places.append(str(path))
+    return places
+
+
+def _warnings(deployment: Deployment, newest: RevocationList) -> list[str]:
+    """What ends soon: authority, list, broker, and the newest certificate of each client."""
+    from cryptography import x509
+
+    from ciphermq.cli.deployment import SERVER_CERTIFICATE
+    from ciphermq.pki import dates
+
+    now = now_ms()
+    authority = deployment.authority()
+    found = [
+        dates.certificate_warning(authority.certificate, "the authority", now),
+        newest.warning(now),
+    ]
+    server_path = deployment.server / SERVER_CERTIFICATE
+    if server_path.is_file():
+        certificate = x509.load_pem_x509_certificate(server_path.read_bytes())
+        said = dates.certificate_warning(certificate, "the broker's certificate", now)
+        found.append(said and f"{said}: run `ciphermq ca server`")
+    for name, item in sorted(
+        {item.name: item for item in authority.issued() if item.is_client}.items()
+    ):
+        said = dates.certificate_warning(item.certificate, f"the certificate of {name!r}", now)
+        found.append(said and f"{said}: run `ciphermq identity renew {name}`")
+    return [sentence for sentence in found if sentence]
