@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ciphermq import limits
-from ciphermq.custody import keys
+from ciphermq.custody import keys, signatures
 from ciphermq.custody.face import Signer
 from ciphermq.custody.files import FileOpener, FileSigner
 from ciphermq.custody.keyring import Keyring
@@ -30,6 +31,16 @@ DAY_MS = limits.DAY * 1000
 BATCH_ID = bytes.fromhex("01a3185c5000700080000000000f0000")
 SESSION_KEY = bytes(range(32))
 DER = serialization.Encoding.DER
+
+
+class DeterministicSigner(FileSigner):
+    """Signs without randomness (RFC 6979), so that vectors have one right answer."""
+
+    _HASHES: ClassVar = {"secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384()}
+
+    def sign(self, data: bytes) -> bytes:
+        algorithm = ec.ECDSA(self._HASHES[self._key.curve.name], deterministic_signing=True)
+        return signatures.canonical(self._key.sign(data, algorithm), self._key.curve)
 
 
 @dataclass(frozen=True)
