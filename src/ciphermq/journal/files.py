@@ -151,16 +151,15 @@ def write_all(files: Files, fd: int, buffers: Sequence[Buffer], offset: int) -> 
     A short write is followed by another for the rest, which either goes on or names the error.
     After an ``OSError`` any part of the range may have been written.
     """
+    if len(buffers) > IOV_MAX:  # one copy costs less than several calls
+        buffers = [b"".join(buffers)]
     rest = list(buffers)
-    at = 0
-    while at < len(rest):
-        part = rest[at : at + IOV_MAX]
-        done = files.pwritev(fd, part, offset)
-        if done <= 0 and any(map(len, part)):
+    while rest:
+        done = files.pwritev(fd, rest, offset)
+        if done <= 0 and any(map(len, rest)):
             raise OSError(errno.EIO, "the device took no bytes and gave no reason")
         offset += done
-        while at < len(rest) and done >= len(rest[at]):
-            done -= len(rest[at])
-            at += 1
+        while rest and done >= len(rest[0]):
+            done -= len(rest.pop(0))
         if done:
-            rest[at] = memoryview(rest[at])[done:]
+            rest[0] = memoryview(rest[0])[done:]

@@ -17,7 +17,6 @@ has appended again what is still live in it. The parts:
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -28,12 +27,14 @@ from zlib import crc32
 import msgspec
 
 from ciphermq import limits
-from ciphermq.errors import JournalFailed, JournalInUse, UsageError
+from ciphermq.errors import JournalFailed, UsageError
 from ciphermq.journal.files import Buffer, Files, OsFiles
 from ciphermq.journal.format import BLOCK_SIZE, Entry, Location
+from ciphermq.journal.ledger import Ledger
 from ciphermq.journal.recovery import SMALLEST_SEGMENT, RecoveryReport, Replay, recover
+from ciphermq.journal.repair import check_repaired
 from ciphermq.journal.reserve import Reserve
-from ciphermq.journal.segments import Ledger, Readers
+from ciphermq.journal.segments import Readers, lock_directory
 from ciphermq.journal.writer import (
     ENTRY_OVERHEAD,
     Drop,
@@ -49,9 +50,8 @@ from ciphermq.journal.writer import (
 Snapshot = Callable[[], tuple[int, bytes]]
 """Kind and meta of a record that stands for all that older segments hold beside payloads."""
 
-MAX_SEGMENT: Final = 1 << 30
-MAX_RECORD: Final = 1 << 30
-"""Lengths and offsets stay below 2**32, whatever is in a group."""
+MAX_SIZE: Final = 1 << 30
+"""Of a segment, a group, a record: so all lengths and offsets stay below 2**32."""
 
 
 class JournalStats(msgspec.Struct, frozen=True):
@@ -91,11 +91,8 @@ class Journal:
         reserve: int = limits.JOURNAL_RESERVE,
         max_group: int = limits.MAX_GROUP,
     ) -> None:
-        if not SMALLEST_SEGMENT <= segment_size <= MAX_SEGMENT:
-            raise UsageError(
-                f"a segment of {segment_size} bytes can't be: "
-                f"{SMALLEST_SEGMENT} to {MAX_SEGMENT} are allowed"
-            )
+        _check_size("a segment", segment_size, SMALLEST_SEGMENT)
+        _check_size("a group", max_group, 1)
         self._directory = directory
         self._files = OsFiles() if files is None else files
         self._segment_size = segment_size
@@ -107,7 +104,9 @@ class Journal:
         self._thread: threading.Thread | None = None
         self._snapshot: Snapshot | None = None
         self._lock_fd = -1
-        self._room = 0
+        self._room = 0  # bytes left in the last segment that was begun
+        self._rotations = 0  # segments begun, counted as the writer does
+        self._refunded = 0  # of what the writer gave back in this segment, seen so far
         self._next_lsn = 1
         self._appended_bytes = 0
         self._closed = False
@@ -118,11 +117,14 @@ class Journal:
         """Lock the directory (made if missing), replay its log, make its end durable.
 
         `replay` is called with each record in order; it may call `release`. Raises
-        `JournalInUse`, `JournalDamaged`, `JournalFailed`.
+        `JournalInUse`, `JournalDamaged`, `JournalFailed`; after an error the journal is closed.
         """
+        if self._closed or self._lock_fd >= 0:
+            raise UsageError(f"the journal {self._directory} was opened before")
         try:
             self._files.make_directory(self._directory)
-            self._lock()
+            self._lock_fd = lock_directory(self._files, self._directory)
+            check_repaired(self._files, self._directory)
             recovered = recover(self._files, self._directory, replay, self._ledger)
             self._reserve.open()
         except OSError as error:
@@ -145,17 +147,6 @@ class Journal:
             max_group=self._max_group,
         )
         return recovered.report
-
-    def _lock(self) -> None:
-        try:
-            self._lock_fd = self._files.lock(self._directory)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            raise JournalInUse(
-                f"{self._directory} is in use by another process (a broker, or a repair of it). "
-                "Stop that one, or give this one a directory of its own"
-            ) from None
 
     def start(
         self,
@@ -220,13 +211,15 @@ class Journal:
         writer = self._writer
         if writer is None or self._closed or writer.failure is not None:
             raise self._unusable()
+        if not 0 < kind < 256:  # zeros are never valid
+            raise UsageError(f"a record's kind is 1 to 255, not {kind}")
         size = ENTRY_OVERHEAD + len(meta)
         crc = 0
         if payload is not None:
             size += len(payload)
             crc = crc32(payload)
         if size > self._room:
-            self._begin_segment(writer, size)
+            self._make_room(writer, size)
         lsn = self._next_lsn
         self._next_lsn = lsn + 1
         self._room -= size
@@ -234,18 +227,28 @@ class Journal:
         writer.queue.put(Entry(lsn, kind, meta, payload, crc, essential))
         return lsn
 
-    def _begin_segment(self, writer: Writer, size: int) -> None:
+    def _make_room(self, writer: Writer, size: int) -> None:
+        """Begin a new segment, unless enough of this one was refused meanwhile."""
+        if writer.rotations == self._rotations:
+            # On a full disk refused publishes would else begin segment after segment, each with
+            # a snapshot, until these have used up the reserve.
+            self._room += writer.refunded - self._refunded
+            self._refunded = writer.refunded
+            if size <= self._room:
+                return
         if self._snapshot is None:
             raise UsageError(f"the journal {self._directory} was not started")
-        if size > MAX_RECORD:
-            raise UsageError(f"a record of {size} bytes can't be: {MAX_RECORD} are allowed")
+        _check_size("a record", size, 1)
         kind, meta = self._snapshot()
         writer.queue.put(Rotate())
-        writer.queue.put(Entry(self._next_lsn, kind, meta, None, 0, True))
+        writer.queue.put(Entry(self._next_lsn, kind, meta, None, 0, essential=True))
         self._next_lsn += 1
+        self._rotations += 1
+        self._refunded = 0
         size = ENTRY_OVERHEAD + len(meta)
         self._appended_bytes += size
-        self._room = self._segment_size - BLOCK_SIZE - size
+        # Were there no least room, a snapshot as large as a segment would come with each record.
+        self._room = max(self._segment_size - BLOCK_SIZE - size, self._segment_size // 2)
 
     def _unusable(self) -> Exception:
         if self._writer is not None and self._writer.failure is not None:
@@ -272,7 +275,7 @@ class Journal:
         """The oldest segment, when it is worth dropping: append again (`essential`) what is live
         in it, wait until that is durable, then `drop_oldest`. None when there is nothing to do.
         """
-        return self._ledger.due()
+        return self._ledger.due(urgent=not self._reserve.whole)
 
     def drop_oldest(self, segment: int) -> Future[None]:
         """Delete the oldest segment, after all that was appended before is durable."""
@@ -296,6 +299,11 @@ class Journal:
             reserve_whole=self._reserve.whole,
             pending=self.pending_bytes,
         )
+
+
+def _check_size(what: str, size: int, least: int) -> None:
+    if not least <= size <= MAX_SIZE:
+        raise UsageError(f"{what} of {size} bytes can't be: {least} to {MAX_SIZE} are allowed")
 
 
 def _percentile_ms(ordered: list[float], share: float) -> float:

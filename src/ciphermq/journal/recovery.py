@@ -20,14 +20,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from ciphermq.errors import JournalDamaged
 from ciphermq.journal.files import Files, write_all
 from ciphermq.journal.format import BLOCK_SIZE, RECORD_SIZE, Location, SegmentHeader
+from ciphermq.journal.ledger import Ledger, Written
 from ciphermq.journal.scan import Gap, Group, SegmentScan, walk
-from ciphermq.journal.segments import Ledger, Tail, list_segments, segment_path
+from ciphermq.journal.segments import Tail, list_segments, segment_path
 
 Replay = Callable[[int, int, bytes, Location | None], None]
 """``(lsn, kind, meta, location)`` of each record, in order."""
@@ -177,7 +179,9 @@ class _Recovery:
                 payloads += 1
                 payload_bytes += location.length
                 overhead += RECORD_SIZE + len(meta)
-        self._ledger.wrote(segment, group.end - group.start, payloads, payload_bytes, overhead)
+        snapshot = RECORD_SIZE + len(group.records[0][2]) if group.start == BLOCK_SIZE else 0
+        size = group.end - group.start
+        self._ledger.wrote(segment, Written(size, snapshot, payloads, payload_bytes, overhead))
         self._groups += 1
         self._records += len(group.records)
         replay = self._replay
@@ -214,5 +218,5 @@ class _Recovery:
         return Tail(files, path, fd, last.header, end=end)
 
 
-SMALLEST_SEGMENT = 2 * BLOCK_SIZE
+SMALLEST_SEGMENT: Final = 2 * BLOCK_SIZE
 """A segment must have room for its header and a few records."""

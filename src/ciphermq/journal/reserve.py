@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from ciphermq import limits
 from ciphermq.journal.files import NO_SPACE, Files
 
 NAME: Final = "reserve"
-_STEP: Final = 4 * limits.MIB
-"""Given back at a time: the rest of a step is what other programs may snatch away."""
+_STEPS: Final = 32
+"""In how many parts it is given back, 4 MiB of the 128: other programs may snatch away what is
+left of a part."""
 
 
 class Reserve:
@@ -67,8 +67,9 @@ class Reserve:
         """Return at least `need` bytes to the device, or all there is; False if there is none."""
         if not self.held:
             return False
-        steps = -(-need // _STEP)
-        self.held = max(0, self.held - steps * _STEP)
+        step = max(1, self.size // _STEPS)
+        parts = -(-need // step)
+        self.held = max(0, self.held - parts * step)
         self._files.truncate(self._fd, self.held)
         self._files.sync(self._fd)  # some file systems free blocks only with the next commit
         return True

@@ -136,11 +136,12 @@ class SegmentScan:
 
 
 def walk(
-    files: Files, directory: Path, on_gap: Callable[[Gap], None]
+    files: Files, directory: Path, on_gap: Callable[[Gap], None], *, shrinking: bool = False
 ) -> Iterator[tuple[SegmentScan, Group]]:
     """Every good group of the log, in order, with its open segment.
 
-    `on_gap` is told of each place that is not good, and may end the walk by raising.
+    `on_gap` is told of each place that is not good, and may end the walk by raising. With
+    `shrinking` a broker may be running on it, which drops its oldest segments.
     """
     state = _Order(on_gap)
     segments = list_segments(files, directory)
@@ -149,10 +150,16 @@ def walk(
             path = segment_path(directory, state.segment + 1)
             state.gap(path, 0, 0, "the segment is missing", followed=True)
         state.segment = segment
-        last = segment == segments[-1]
-        with SegmentScan(files, directory, segment) as scan:
-            if _header(scan, state, last=last):
-                yield from _groups(scan, state, last=last)
+        try:
+            scan = SegmentScan(files, directory, segment)
+        except FileNotFoundError:
+            if not shrinking or any(old <= segment for old in list_segments(files, directory)):
+                raise
+            state.sequence = None
+            continue
+        with scan:
+            if _header(scan, state, last=segment == segments[-1]):
+                yield from _groups(scan, state, last=segment == segments[-1])
 
 
 class _Order:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import threading
 from collections import OrderedDict
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Final
 from zlib import crc32
 
-from ciphermq.errors import PayloadDamaged, SegmentDropped
+from ciphermq.errors import JournalInUse, PayloadDamaged, SegmentDropped
 from ciphermq.journal.files import Buffer, Files, write_all
 from ciphermq.journal.format import BLOCK_SIZE, Location, SegmentHeader, new_header
 
@@ -32,6 +33,19 @@ def list_segments(files: Files, directory: Path) -> list[int]:
     return sorted(int(match[1], 16) for match in found if match)
 
 
+def lock_directory(files: Files, directory: Path) -> int:
+    """A descriptor that keeps others out of `directory` until closed, or `JournalInUse`."""
+    try:
+        return files.lock(directory)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        raise JournalInUse(
+            f"{directory} is in use by another process (a broker, or a repair). Stop that one, "
+            "or give this one a directory of its own"
+        ) from None
+
+
 class Tail:
     """The segment that is being written. Used by the writer thread only."""
 
@@ -44,6 +58,7 @@ class Tail:
         self.header = header
         self.end = end
         """Just after its last good group; anything beyond is not there."""
+        self._written = 0
 
     def write(self, buffers: Sequence[Buffer], size: int) -> None:
         """Put a group of `size` bytes at the end. After an ``OSError`` call `cut` or give up."""
@@ -68,8 +83,6 @@ class Tail:
     def close(self) -> None:
         self._files.close(self.fd)
 
-    _written = 0
-
 
 def create_segment(files: Files, directory: Path, segment: int, first_sequence: int) -> Tail:
     """A new segment whose header and name are durable before any group is written to it.
@@ -85,7 +98,7 @@ def create_segment(files: Files, directory: Path, segment: int, first_sequence: 
         files.sync_directory(directory)
     except OSError:
         files.close(fd)
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+        with contextlib.suppress(OSError):  # the first error is the one to tell; a start cleans up
             files.unlink(path)
             files.sync_directory(directory)
         raise
@@ -174,106 +187,3 @@ class Readers:
         with self._lock:
             for segment in list(self._open):
                 self._discard(segment)
-
-
-class _Segment:
-    __slots__ = ("live_bytes", "live_records", "overhead", "records", "size")
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.records = 0  # with a payload, written
-        self.overhead = 0  # their headers and metas
-        self.live_records = 0
-        self.live_bytes = 0  # payloads only
-
-
-class Ledger:
-    """How much of each segment is live. Callable from every thread.
-
-    Only records with a payload count as live, with their meta and header beside the payload:
-    acks, snapshots and the like are needed only as long as what they speak of.
-    """
-
-    def __init__(self, segment_size: int) -> None:
-        self._lock = threading.Lock()
-        self._slack = 2 * segment_size
-        self._segments: dict[int, _Segment] = {}
-        self._size = 0
-        self._records = 0
-        self._overhead = 0
-        self._live_records = 0
-        self._live_bytes = 0
-
-    def added(self, segment: int, size: int = BLOCK_SIZE) -> None:
-        """A segment is there, with `size` bytes."""
-        with self._lock:
-            self._segments[segment] = _Segment(size)
-            self._size += size
-
-    def wrote(
-        self, segment: int, size: int, payloads: int, payload_bytes: int, overhead: int
-    ) -> None:
-        """A group of `size` bytes is in the segment.
-
-        `overhead` is the bytes of headers and metas of its `payloads` records with a payload.
-        """
-        with self._lock:
-            info = self._segments[segment]
-            info.size += size
-            info.records += payloads
-            info.overhead += overhead
-            info.live_records += payloads
-            info.live_bytes += payload_bytes
-            self._size += size
-            self._records += payloads
-            self._overhead += overhead
-            self._live_records += payloads
-            self._live_bytes += payload_bytes
-
-    def released(self, location: Location) -> None:
-        """The payload there is needed no more."""
-        with self._lock:
-            info = self._segments.get(location.segment)
-            if info is not None:
-                info.live_records -= 1
-                info.live_bytes -= location.length
-                self._live_records -= 1
-                self._live_bytes -= location.length
-
-    def dropped(self, segment: int) -> None:
-        """The segment is gone, with all that was in it."""
-        with self._lock:
-            info = self._segments.pop(segment)
-            self._size -= info.size
-            self._records -= info.records
-            self._overhead -= info.overhead
-            self._live_records -= info.live_records
-            self._live_bytes -= info.live_bytes
-
-    def oldest(self) -> int | None:
-        """Number of the oldest segment."""
-        with self._lock:
-            return next(iter(self._segments), None)
-
-    def due(self) -> int | None:
-        """The oldest segment if it should be compacted now.
-
-        That is when more than half the log is dead and the dead part is worth two segments.
-        (Below that, a log of records that are copied again and again but never die, such as
-        the entries of a window, would be compacted without end.)
-        """
-        with self._lock:
-            dead = self._size - self._live()
-            if len(self._segments) < 2 or dead * 2 <= self._size or dead < self._slack:
-                return None
-            return next(iter(self._segments))
-
-    def _live(self) -> int:
-        if not self._records:
-            return self._live_bytes
-        return self._live_bytes + self._overhead * self._live_records // self._records
-
-    def totals(self) -> tuple[int, int, int]:
-        """Segments, bytes of all files, live bytes."""
-        with self._lock:
-            return len(self._segments), self._size, self._live()

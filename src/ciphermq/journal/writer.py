@@ -10,6 +10,7 @@ sync would succeed and mean nothing: from then on nothing is written and nothing
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -29,8 +30,9 @@ from ciphermq.journal.format import (
     Location,
     encode_group,
 )
+from ciphermq.journal.ledger import Ledger, Written
 from ciphermq.journal.reserve import Reserve
-from ciphermq.journal.segments import Ledger, Readers, Tail, create_segment, segment_path
+from ciphermq.journal.segments import Readers, Tail, create_segment, segment_path
 
 ENTRY_OVERHEAD: Final = RECORD_SIZE + GROUP_SIZE
 """What a record takes beside its meta and payload when it is alone in its group."""
@@ -82,6 +84,10 @@ class Writer:
         self.failure: JournalFailed | None = None
         self.settled_bytes = 0
         """Of all records that are durable or refused."""
+        self.rotations = 0
+        """Segments begun."""
+        self.refunded = 0
+        """Bytes of records refused since, which did not fill the segment after all."""
         self.groups = 0
         self.sync_seconds: deque[float] = deque(maxlen=_SYNC_SAMPLES)
         self.on_durable: OnDurable = lambda _placed: None
@@ -176,7 +182,7 @@ class Writer:
             self._sync(tail)
             self._sequence += 1
             self.groups += 1
-            self._account(tail.header.segment, size, group)
+            self._account(tail, size, group)
             self.on_durable(placed)
             return
 
@@ -193,7 +199,7 @@ class Writer:
                     "lost. Restore the directory from a backup and start again"
                 )
 
-    def _account(self, segment: int, size: int, group: list[Entry]) -> None:
+    def _account(self, tail: Tail, size: int, group: list[Entry]) -> None:
         payloads = payload_bytes = overhead = settled = 0
         for entry in group:
             settled += _size(entry)
@@ -201,7 +207,10 @@ class Writer:
                 payloads += 1
                 payload_bytes += len(entry.payload)
                 overhead += RECORD_SIZE + len(entry.meta)
-        self._ledger.wrote(segment, size, payloads, payload_bytes, overhead)
+        first = tail.end == BLOCK_SIZE + size
+        snapshot = RECORD_SIZE + len(group[0].meta) if first else 0
+        written = Written(size, snapshot, payloads, payload_bytes, overhead)
+        self._ledger.wrote(tail.header.segment, written)
         self.settled_bytes += settled
 
     def _rotate(self) -> None:
@@ -212,13 +221,16 @@ class Writer:
                 tail = create_segment(self._files, self._directory, segment, self._sequence + 1)
                 break
             except OSError as error:
-                if error.errno not in NO_SPACE or not self._reserve.give(BLOCK_SIZE):
+                if error.errno not in NO_SPACE:
                     raise
+                self._use_reserve(BLOCK_SIZE)
         if self._tail is not None:
             self._tail.close()
         self._tail = tail
         self._last_segment = segment
         self._ledger.added(segment)
+        self.refunded = 0
+        self.rotations += 1
 
     def _drop(self, drop: Drop) -> None:
         """Unlink the oldest segment; all that was appended before is durable by now."""
@@ -229,8 +241,8 @@ class Writer:
                 JournalError(f"segment {drop.segment} is not the oldest closed one: it stays")
             )
             return
-        self._readers.forget(drop.segment)
         self._files.unlink(segment_path(self._directory, drop.segment))
+        self._readers.forget(drop.segment)
         self._files.sync_directory(self._directory)
         self._ledger.dropped(drop.segment)
         self._next_remake = 0.0
@@ -241,15 +253,21 @@ class Writer:
     def _make_room(self, tail: Tail, group: list[Entry], size: int, error: OSError) -> list[Entry]:
         """After a failed write of `group`: what of it to write again."""
         if error.errno not in NO_SPACE:
+            with contextlib.suppress(OSError):  # it helps the next start; the error is told anyway
+                tail.cut()
             raise error
         tail.cut()
         rest = self._refuse(group)
-        if len(rest) == len(group) and not self._reserve.give(size):
+        if len(rest) == len(group):
+            self._use_reserve(size)
+        return rest
+
+    def _use_reserve(self, need: int) -> None:
+        if not self._reserve.give(need):
             raise JournalFailed(
                 f"{self._directory}: no space left on the device and the journal's reserve is "
                 "used up. Nothing confirmed is lost. Free some space and start the broker again"
             )
-        return rest
 
     def _refuse(self, group: list[Entry]) -> list[Entry]:
         """Refuse the records that must wait for space; the others are returned."""
@@ -261,6 +279,7 @@ class Writer:
             else:
                 refused.append(entry.lsn)
                 self.settled_bytes += _size(entry)
+                self.refunded += _size(entry)
         if refused:
             need = self._reserve.size // limits.MIB
             self.on_refused(

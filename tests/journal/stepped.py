@@ -1,0 +1,125 @@
+"""A journal whose writer moves only when told, and a record of what it promised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Thread
+
+from faults import SimDisk
+
+from ciphermq.errors import CipherMQError
+from ciphermq.journal import Journal, Location
+from ciphermq.journal.writer import Writer
+from ciphermq.limits import KIB
+
+DIRECTORY = Path("/log")
+SNAPSHOT = 255
+Record = tuple[int, int, bytes, bytes | None]
+"""``(lsn, kind, meta, payload)``."""
+
+
+class SteppedJournal(Journal):
+    """Its writer runs in the caller's thread, in `drain`: so a run is the same every time."""
+
+    def _start_thread(self, writer: Writer) -> Thread | None:
+        self.stepped = writer
+        return None
+
+    def drain(self) -> None:
+        """Write all that was appended."""
+        while not self.stepped.queue.empty() or self.stepped._held is not None:
+            self.stepped.step()
+
+
+class Owner:
+    """Appends to a journal on a `SimDisk` and remembers what was promised about it."""
+
+    def __init__(self, disk: SimDisk, *, segment_size: int = 12 * KIB, reserve: int = 0) -> None:
+        self.written: list[Record] = []
+        """All that was appended, with what was found at the start before it, and without what
+        was refused."""
+        self.starts: dict[int, int] = {}
+        """Segment to the lsn of its first record, for those that this run began."""
+        self.located: dict[int, Location | None] = {}
+        self.confirmed = 0
+        self.refused: list[int] = []
+        self.dropped = 0
+        self.failure: CipherMQError | None = None
+        self._snapshots = 0
+        self.journal = SteppedJournal(
+            DIRECTORY, files=disk, segment_size=segment_size, reserve=reserve, max_group=8 * KIB
+        )
+        found: list[tuple[int, int, bytes, Location | None]] = []
+        self.report = self.journal.open(lambda *record: found.append(record))
+        for lsn, kind, meta, location in found:
+            payload = None if location is None else self.journal.read(location)
+            self.written.append((lsn, kind, meta, payload))
+            self.located[lsn] = location
+        if found:
+            self.confirmed = found[-1][0]
+        self.journal.start(
+            snapshot=self._snapshot,
+            on_durable=self._durable,
+            on_refused=self._refused,
+            on_failed=self._failed,
+        )
+
+    def _snapshot(self) -> tuple[int, bytes]:
+        self._snapshots += 1
+        return SNAPSHOT, b"snapshot %d" % self._snapshots
+
+    def _durable(self, placed: list[tuple[int, Location | None]]) -> None:
+        assert self.failure is None
+        assert placed[0][0] > self.confirmed
+        self.confirmed = placed[-1][0]
+        self.located.update(placed)
+
+    def _refused(self, lsns: list[int], error: CipherMQError) -> None:
+        assert "no space" in str(error)
+        self.refused += lsns
+        self.written = [record for record in self.written if record[0] not in lsns]
+
+    def _failed(self, error: CipherMQError) -> None:
+        assert self.failure is None
+        self.failure = error
+
+    def append(
+        self, kind: int, meta: bytes, payload: bytes | None = None, *, essential: bool = False
+    ) -> int:
+        before = self._snapshots
+        lsn = self.journal.append(kind, meta, payload, essential=essential)
+        if self._snapshots != before:
+            self.written.append((lsn - 1, SNAPSHOT, b"snapshot %d" % self._snapshots, None))
+        self.written.append((lsn, kind, meta, payload))
+        return lsn
+
+    def drain(self) -> None:
+        self.journal.drain()
+
+    def release_before(self, lsn: int) -> None:
+        for number, location in list(self.located.items()):
+            if number < lsn and location is not None:
+                self.journal.release(location)
+                self.located[number] = None
+
+    def drop_oldest(self) -> bool:
+        """Copy what is live in the oldest segment, if it is due, and drop it."""
+        segment = self.journal.oldest_due()
+        if segment is None:
+            return False
+        for lsn, location in list(self.located.items()):
+            if location is not None and location.segment == segment:
+                self.append(3, b"copy of %d" % lsn, self.journal.read(location), essential=True)
+                self.located[lsn] = None
+        self.drain()
+        done = self.journal.drop_oldest(segment)
+        self.dropped = segment
+        self.drain()
+        return done.exception() is None
+
+
+def found_on(disk: SimDisk) -> list[Record]:
+    """What a start finds, with every payload read."""
+    owner = Owner(disk)
+    owner.journal.close()
+    return owner.written
