@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 import typer
+import typer.core
 
 T = TypeVar("T")
 
@@ -54,6 +55,16 @@ PassphraseFileOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON instead of text, also for errors.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")]
+
+
+class DefaultsToList(typer.core.TyperGroup):
+    """A group of commands that, named alone, does its ``list``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put ``list`` before what is no subcommand but an option, or nothing at all."""
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
 
 
 def home_directory(home: Path | None) -> Path:

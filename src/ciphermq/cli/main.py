@@ -13,11 +13,51 @@ from typing import Annotated, Final
 
 import typer
 
-from ciphermq.cli import backup, journal
+from ciphermq.cli import (
+    backup,
+    ca,
+    exchanges,
+    identity,
+    init,
+    journal,
+    queues,
+    server,
+    status,
+    waiting,
+)
 from ciphermq.cli.errors import ending
 
-COMMANDS: Final[tuple[ModuleType, ...]] = (backup, journal)
+COMMANDS: Final[tuple[ModuleType, ...]] = (
+    init,
+    server,
+    identity,
+    ca,
+    queues,
+    exchanges,
+    waiting,
+    status,
+    backup,
+    journal,
+)
 """Modules with a ``register(app)``, in the order of the help."""
+
+PANELS: Final = {
+    "Set up": ("init", "server", "identity", "ca", "keys"),
+    "Messages": ("send", "receive"),
+    "Look inside and put in order": (
+        "queues",
+        "exchanges",
+        "bind",
+        "unbind",
+        "purge",
+        "peek",
+        "dead",
+        "status",
+        "trace",
+    ),
+    "Keep": ("backup", "restore", "journal"),
+}
+"""Headings of the help; what is under none of them stands first."""
 
 app = typer.Typer(
     name="ciphermq",
@@ -48,8 +88,16 @@ def root(
     """Options of the command itself; each subcommand has its own."""
 
 
+def _panel(name: str) -> str | None:
+    return next((panel for panel, names in PANELS.items() if name in names), None)
+
+
 for module in COMMANDS:
     module.register(app)
+for command in app.registered_commands:
+    command.rich_help_panel = _panel(command.callback.__name__ if command.callback else "")
+for group in app.registered_groups:
+    group.rich_help_panel = _panel(group.name or "")
 
 
 def run(arguments: Sequence[str]) -> int:

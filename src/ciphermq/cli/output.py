@@ -55,6 +55,14 @@ def print_fields(fields: Mapping[str, object]) -> None:
         print(f"{printable(name):<{width}}  {_cell(value)}")
 
 
+def report(sentence: str, facts: Mapping[str, Any], *, as_json: bool) -> None:
+    """What a command did: a sentence for people, the facts for programs."""
+    if as_json:
+        print_json(facts)
+    else:
+        print(printable(sentence))
+
+
 def _cell(value: object) -> str:
     if value is None:
         return "-"

@@ -1,0 +1,105 @@
+"""The options of every command that talks to a broker, and the connection they lead to."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+
+import typer
+
+from ciphermq.cli.common import HomeOption, IdentityOption, PassphraseFileOption, UrlOption
+
+if TYPE_CHECKING:
+    from ciphermq.client import Client
+    from ciphermq.client.identity import Identity
+
+_DEFAULT_TIMEOUT: Final = 30.0
+
+TimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--timeout", min=0.1, metavar="SECONDS", help="Longest wait for the broker's answer."
+    ),
+]
+
+
+class Access(NamedTuple):
+    """Who to be, and where the broker is, as the options say."""
+
+    identity: str | None
+    url: str | None
+    home: Path | None
+    passphrase_file: Path | None
+    timeout: float
+
+
+def _access(
+    *,
+    identity: IdentityOption = None,
+    url: UrlOption = None,
+    home: HomeOption = None,
+    passphrase_file: PassphraseFileOption = None,
+    timeout: TimeoutOption = _DEFAULT_TIMEOUT,
+) -> Access:
+    return Access(identity, url, home, passphrase_file, timeout)
+
+
+def with_access(command: Callable[..., None]) -> Callable[..., None]:
+    """`command`, whose first parameter is an `Access`, with the options that make one."""
+    signature = inspect.signature(command, eval_str=True)
+    own = list(signature.parameters.values())[1:]
+    options = inspect.signature(_access, eval_str=True).parameters
+
+    @functools.wraps(command)
+    def wrapper(**given: Any) -> None:
+        access = _access(**{name: given.pop(name) for name in options})
+        command(access, **given)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    wrapper.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*(each.replace(kind=keyword) for each in own), *options.values()]
+    )
+    return wrapper
+
+
+def load_identity(access: Access, *, administers: bool = False) -> Identity:
+    """The identity that is meant, its keys open; says on standard error what ends soon.
+
+    Who `administers` is by default the administrator, where that identity is here.
+    """
+    from ciphermq.cli import passphrases
+    from ciphermq.cli.common import home_directory
+    from ciphermq.cli.deployment import ADMINISTRATOR
+    from ciphermq.client import places
+    from ciphermq.client.identity import WRAPPED, Identity
+
+    home = home_directory(access.home)
+    selector = access.identity
+    if selector is None and administers and (home / ADMINISTRATOR).is_dir():
+        selector = ADMINISTRATOR
+    path = places.find(selector, home)
+    encrypted = (path / WRAPPED).exists()
+    passphrase = passphrases.existing(
+        access.passphrase_file, f"the identity {path.name!r}", needed=encrypted
+    )
+    identity = Identity.load(path, passphrase)
+    for warning in identity.warnings(int(time.time() * 1000)):
+        print(f"ciphermq: warning: {warning}", file=sys.stderr)
+    return identity
+
+
+@asynccontextmanager
+async def connected(access: Access, identity: Identity) -> AsyncIterator[Client]:
+    """A connection to the broker as `identity`, closed when the block ends."""
+    import ciphermq
+
+    async with ciphermq.connect(
+        access.url, identity=identity, request_timeout=access.timeout
+    ) as client:
+        yield client
