@@ -84,7 +84,7 @@ def request_name(request: x509.CertificateSigningRequest) -> str:
     except UNREADABLE as error:
         raise CertificateError(f"the request's subject can't be read: {error}") from error
     except UsageError as error:
-        raise CertificateError(f"the request asks for a name that {error}") from error
+        raise CertificateError(f"the request can't be granted: {error}") from error
 
 
 def _one_common_name(subject: x509.Name) -> str:
