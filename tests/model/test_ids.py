@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 
 import pytest
 from hypothesis import given
@@ -50,8 +49,8 @@ def test_batch_ids_differ_and_follow_the_clock() -> None:
         b"",
         bytes(15),
         bytes(16),
-        ids.new_batch_id(5) + b"\0",
-        uuid.uuid4().bytes,
+        bytes.fromhex("01a3185c5000700080000000000f0000") + b"\0",
+        bytes.fromhex("7b1f9c2e4d5a4e8f9b6c1d2e3f405162"),
         bytes.fromhex("01a3185c5000700080000000000f0001"),
         bytes.fromhex("01a3185c5000700080000000000f0200"),
         bytes.fromhex("01a3185c5000600080000000000f0000"),
