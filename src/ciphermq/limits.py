@@ -237,6 +237,9 @@ MAX_GROUP: Final = 8 * MIB
 FRESH_PAYLOADS: Final = 32 * MIB
 """Payloads just written, kept for the consumers that wait for them; older ones are read back."""
 
+READ_AHEAD: Final = 2 * MIB
+"""Payloads being read back for one consumer: a few large batches, a thousand small ones."""
+
 # --- the catalog and the logs -----------------------------------------------------------------
 
 MAX_PENDING_METADATA: Final = 65_536
@@ -292,6 +295,9 @@ then, and sender, broker and receiver work on different batches at the same time
 
 SEND_BUFFER: Final = 16 * MIB
 """Bytes that wait in a sender before `send` waits too."""
+
+SEND_BUFFER_MESSAGES: Final = 65_536
+"""The same by count: a message that waits takes about half a kilobyte besides its own bytes."""
 
 EXPIRY_GRAIN: Final = 1.0
 """Messages whose times to live end this close to each other share a batch, and end with the

@@ -1,0 +1,1 @@
+"""Where queues live, behind one face (`face`), whatever keeps them."""

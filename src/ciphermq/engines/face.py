@@ -175,8 +175,8 @@ class Engine(Protocol):
         """Call when the engine can never confirm again (its disk failed)."""
 
     def on_event(self, callback: Callable[[str, bytes, int, int], None]) -> None:
-        """``(event, batch_id, messages, at_ms)`` for the catalog's metadata: ``published``,
-        ``delivered``, ``acked`` (the last live message of a queue's entry), ``dead``."""
+        """``(event, batch_id, messages, at_ms)`` for the catalog's metadata: ``published``
+        (once), ``delivered``, ``acked``, ``dead`` (for each queue that a batch is in)."""
 
     def stats(self) -> dict[str, int | float | str]:
         """Counters for the status, flat."""

@@ -1,0 +1,7 @@
+"""The default engine: this process's broker over this directory's journal."""
+
+from __future__ import annotations
+
+from ciphermq.engines.embedded.engine import EmbeddedEngine, EmbeddedOptions
+
+__all__ = ["EmbeddedEngine", "EmbeddedOptions"]
