@@ -41,12 +41,13 @@ def test_a_prefetch_of_one_gives_one_at_a_time() -> None:
     assert credit.settled(1) == 1
 
 
-def test_a_new_connection_starts_from_nothing_in_hand() -> None:
-    credit = Credit(100)
+def test_the_next_connection_knows_the_size_and_has_nothing_in_hand() -> None:
+    credit = Credit(100, 1_000_000)
     credit.open()
-    credit.delivered(40, 4000)
-    assert credit.open() == 100
-    assert credit.in_hand == 0
+    credit.delivered(40, 4_000_000)
+    following = credit.successor()
+    assert following.open() == 10
+    assert following.in_hand == 0
 
 
 @given(

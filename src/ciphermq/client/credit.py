@@ -26,9 +26,15 @@ class Credit:
         self.in_hand = 0
         """Messages that came and are not settled."""
 
+    def successor(self) -> Credit:
+        """The account of the same receiver's consumer on the next connection: it knows already
+        how large messages are."""
+        credit = Credit(self._prefetch, self._budget)
+        credit._average = self._average
+        return credit
+
     def open(self) -> int:
-        """The credit to begin a connection with. What was in hand before is not any more."""
-        self.in_hand = 0
+        """The credit to begin with."""
         self.promised = self._target()
         return self.promised
 

@@ -79,6 +79,10 @@ class OwnKeys:
         """The key that new batches should be sealed to."""
         return self._current
 
+    def reload(self) -> None:
+        """Take in the keys that another process of this identity has made since."""
+        self._load()
+
     def rotate(self, suite: Suite | None = None) -> Opener:
         """Take a fresh key into use, of `suite` or like the former; the former is kept."""
         with self._locked():

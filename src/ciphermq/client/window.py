@@ -157,7 +157,7 @@ class Window:
     def next_time(self) -> float | None:
         """When a lane's hold ends, so that `next` is worth asking again; None: only an event
         (an answer, a connection, a new batch) changes anything."""
-        if self._refused or len(self._flight) >= self._limit:
+        if not self._holds or self._refused or len(self._flight) >= self._limit:
             return None
         waiting = {parcel.lane for parcel in self._waiting}
         return min((self._holds[lane].until for lane in waiting & self._holds.keys()), default=None)

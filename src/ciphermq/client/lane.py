@@ -1,0 +1,141 @@
+"""One sender's way to the broker: batches sealed one after the other, so many under way.
+
+Ids are given once, when a batch is sealed, and a batch is sealed once: whatever happens on the
+road, the same bytes go again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from ciphermq import limits
+from ciphermq.client.core import Core
+from ciphermq.client.directory import Directory
+from ciphermq.client.publisher import Done, Publisher
+from ciphermq.client.session import now_ms
+from ciphermq.client.window import Parcel
+from ciphermq.errors import BatchExpired, UsageError
+from ciphermq.model import ids
+from ciphermq.model.body import Body
+from ciphermq.sealing.seal import ReceiverKey, seal
+
+
+class Route:
+    """Where a sender's batches go, and who can open them."""
+
+    __slots__ = ("exchange", "routing_key", "to")
+
+    def __init__(self, to: str | Iterable[str], exchange: str = "", routing_key: str = "") -> None:
+        """Raises `UsageError` for what could never be sealed."""
+        self.to = (to,) if isinstance(to, str) else tuple(dict.fromkeys(to))
+        """Client ids of the receivers."""
+        self.exchange = exchange
+        self.routing_key = routing_key
+        for client in self.to:
+            ids.check_client_id(client)
+        if not 0 < len(self.to) <= limits.MAX_RECEIVERS:
+            raise UsageError(
+                f"a batch is sealed for 1 to {limits.MAX_RECEIVERS} receivers, not for "
+                f"{len(self.to)}: more of them need several senders"
+            )
+
+
+class Sealed(NamedTuple):
+    """A batch as it travels."""
+
+    batch_id: bytes
+    data: bytes
+
+
+class Sealer:
+    """Seals for one client."""
+
+    def __init__(self, core: Core, directory: Directory) -> None:
+        self._core = core
+        self._directory = directory
+
+    async def keys(self, route: Route) -> list[ReceiverKey]:
+        """The keys of a route's receivers; raises as `Directory.keys` does."""
+        return await self._directory.keys(route.to)
+
+    def seal(
+        self, body: Body, route: Route, keys: list[ReceiverKey], expires_ms: int = 0
+    ) -> Sealed:
+        """A new batch, whatever becomes of it.
+
+        Raises `CertificateError` or `ClockWrong` when nobody would take what this client seals
+        now, `BatchExpired` when it is too late for these messages.
+        """
+        identity, now = self._core.identity, now_ms()
+        identity.check(now)
+        if (session := self._core.line.current) is not None:
+            session.check_clock()
+        if 0 < expires_ms <= now:
+            raise BatchExpired("the time to live of these messages ended before they were sent")
+        batch_id = ids.new_batch_id(now)
+        data = seal(
+            body,
+            sender=identity.name,
+            signer=identity.signer,
+            receivers=keys,
+            exchange=route.exchange,
+            routing_key=route.routing_key,
+            batch_id=batch_id,
+            created_ms=now,
+            expires_ms=expires_ms,
+        )
+        return Sealed(batch_id, data)
+
+
+class Lane:
+    """The batches of one sender. Their order is that of the turns in which they are sent."""
+
+    def __init__(
+        self, publisher: Publisher, window: int, on_landed: Callable[[], None] | None = None
+    ) -> None:
+        """`window`: batches under way at a time. `on_landed` is called when one is no more."""
+        self._publisher = publisher
+        self._window = window
+        self._turn = asyncio.Lock()
+        self._landed = asyncio.Event()
+        self._on_landed = on_landed or (lambda: None)
+        self.out = 0
+        """Batches under way."""
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Nobody else of this lane seals or sends in the meantime, and there is room for one."""
+        async with self._turn:
+            while self.out >= self._window:
+                self._landed.clear()
+                await self._landed.wait()
+            yield
+
+    def send(self, data: bytes, done: Done) -> Parcel:
+        """Send a batch, in one's turn; see `Publisher.send`."""
+
+        def landed(error: BaseException | None) -> None:
+            self.out -= 1
+            self._landed.set()
+            done(error)
+            self._on_landed()
+
+        self.out += 1
+        return self._publisher.send(self, data, landed)
+
+    async def empty(self) -> None:
+        """Wait until nothing is under way."""
+        while self.out:
+            self._landed.clear()
+            await self._landed.wait()
+
+    def abandon(self, parcel: Parcel, error: BaseException) -> None:
+        """See `Publisher.abandon`."""
+        self._publisher.abandon(parcel, error)
+
+    def why(self, parcel: Parcel | None = None) -> str:
+        """See `Publisher.why`."""
+        return self._publisher.why(parcel)

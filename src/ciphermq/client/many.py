@@ -1,0 +1,202 @@
+"""Many messages at once, from anything that can be iterated over.
+
+Nothing is made or awaited for a single message: they are cut into batches by their sizes, and only
+batches are waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from itertools import islice
+from typing import Final
+
+from ciphermq import limits
+from ciphermq.client.batcher import fitting
+from ciphermq.client.lane import Lane, Route, Sealer
+from ciphermq.client.payload import Payload, as_bytes, expiry_ms
+from ciphermq.client.session import now_ms
+from ciphermq.client.window import Parcel
+from ciphermq.errors import BatchTooLarge, WaitTimeout
+from ciphermq.model.body import MESSAGE_OVERHEAD, Body, encoded_size
+from ciphermq.model.message import OutgoingMessage
+
+Messages = Iterable[Payload | OutgoingMessage] | AsyncIterable[Payload | OutgoingMessage]
+
+Progress = Callable[[int], object]
+"""Called with the number of messages confirmed so far."""
+
+_TOGETHER: Final = limits.MAX_BATCH_MESSAGES
+
+
+class Many:
+    """One call of `Sender.send_many`."""
+
+    def __init__(
+        self,
+        lane: Lane,
+        sealer: Sealer,
+        route: Route,
+        *,
+        ttl: float | None,
+        timeout: float,
+        batch_bytes: int,
+        progress: Progress | None,
+    ) -> None:
+        self._lane = lane
+        self._sealer = sealer
+        self._route = route
+        self._ttl = ttl
+        self._timeout = timeout
+        self._batch_bytes = batch_bytes
+        self._progress = progress
+        self._confirmed = 0
+        self._out: set[_Flight] = set()
+        self._landed = asyncio.Event()
+        self._error: BaseException | None = None
+
+    async def send(self, messages: Messages) -> int:
+        """See `Sender.send_many`."""
+        try:
+            async for body in self._bodies(messages):
+                await self._launch(body)
+                if self._error is not None:
+                    break
+            await self._all_landed()
+        except Exception:
+            # `messages` itself failed, or one can't be sent: what was sent before still counts.
+            await self._all_landed()
+            raise
+        except BaseException:
+            for flight in list(self._out):
+                flight.abandon(asyncio.CancelledError())
+            raise
+        if self._error is not None:
+            raise self._error
+        return self._confirmed
+
+    async def _all_landed(self) -> None:
+        while self._out:
+            self._landed.clear()
+            await self._landed.wait()
+
+    async def _launch(self, body: Body) -> None:
+        async with self._lane.turn():
+            if self._error is not None:
+                return
+            keys = await self._sealer.keys(self._route)
+            expires_ms = expiry_ms(now_ms(), self._ttl)
+            _, data = self._sealer.seal(body, self._route, keys, expires_ms)
+            flight = _Flight(self._lane, body.count, self._landing)
+            self._out.add(flight)
+            flight.start(data, self._timeout)
+        # Sealing leaves the loop no moment of its own: let it write what is ready.
+        await asyncio.sleep(0)
+
+    def _landing(self, flight: _Flight, error: BaseException | None) -> None:
+        self._out.discard(flight)
+        self._landed.set()
+        if error is not None:
+            self._error = self._error or error
+            return
+        self._confirmed += flight.count
+        if self._progress is not None:
+            self._progress(self._confirmed)
+
+    async def _bodies(self, messages: Messages) -> AsyncIterator[Body]:
+        """`messages` cut into batches."""
+        before = 0
+        waiting: list[bytes | OutgoingMessage] = []
+        sizes: list[int] = []
+        async for chunk in _chunks(messages):
+            fresh = [
+                each if isinstance(each, OutgoingMessage) else as_bytes(each) for each in chunk
+            ]
+            sizes += _sizes(fresh, before + len(waiting))
+            waiting += fresh
+            while len(waiting) >= _TOGETHER or sum(sizes) > self._batch_bytes:
+                count = fitting(sizes, self._batch_bytes)
+                yield _body(waiting[:count])
+                del waiting[:count], sizes[:count]
+                before += count
+        if waiting:
+            yield _body(waiting)
+
+
+class _Flight:
+    """One batch under way."""
+
+    __slots__ = ("_landing", "_lane", "_parcel", "_timer", "count")
+
+    def __init__(
+        self, lane: Lane, count: int, landing: Callable[[_Flight, BaseException | None], None]
+    ) -> None:
+        self.count = count
+        self._lane = lane
+        self._landing = landing
+        self._parcel: Parcel
+        self._timer: asyncio.TimerHandle
+
+    def start(self, data: bytes, timeout: float) -> None:
+        """Send the batch, and wait so many seconds for its confirmation."""
+        self._timer = asyncio.get_running_loop().call_later(timeout, self._expire, timeout)
+        self._parcel = self._lane.send(data, self._landed)
+
+    def abandon(self, error: BaseException) -> None:
+        """Wait no longer."""
+        self._lane.abandon(self._parcel, error)
+
+    def _landed(self, error: BaseException | None) -> None:
+        self._timer.cancel()
+        self._landing(self, error)
+
+    def _expire(self, timeout: float) -> None:
+        self.abandon(
+            WaitTimeout(
+                f"a batch of {self.count} messages was not confirmed within {timeout:g} s: "
+                + self._lane.why(self._parcel)
+            )
+        )
+
+
+async def _chunks(messages: Messages) -> AsyncIterator[list[Payload | OutgoingMessage]]:
+    """`messages` by the handful, so that little is done for a single one."""
+    if isinstance(messages, AsyncIterable):
+        chunk = []
+        async for message in messages:
+            chunk.append(message)
+            if len(chunk) == _TOGETHER:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+        return
+    iterator = iter(messages)
+    while chunk := list(islice(iterator, _TOGETHER)):
+        yield chunk
+
+
+def _sizes(messages: list[bytes | OutgoingMessage], before: int) -> list[int]:
+    """What each adds to a plaintext; `before`: messages before the first of these."""
+    sizes = []
+    for index, message in enumerate(messages):
+        try:
+            if isinstance(message, bytes) and len(message) < limits.MAX_PLAINTEXT // 2:
+                sizes.append(MESSAGE_OVERHEAD + len(message))
+            else:
+                sizes.append(encoded_size(_whole(message)))
+        except BatchTooLarge as error:
+            raise BatchTooLarge(f"message {before + index + 1}: {error}") from error
+    return sizes
+
+
+def _body(messages: list[bytes | OutgoingMessage]) -> Body:
+    now = now_ms()
+    payloads = [message for message in messages if isinstance(message, bytes)]
+    if len(payloads) == len(messages):
+        return Body.of_payloads(payloads, now)
+    return Body.of([_whole(message, now) for message in messages])
+
+
+def _whole(message: bytes | OutgoingMessage, sent_ms: int = 0) -> OutgoingMessage:
+    return OutgoingMessage(message, sent_ms=sent_ms) if isinstance(message, bytes) else message

@@ -1,0 +1,108 @@
+"""Opening what was delivered, and whose fault it is when that fails.
+
+A fault of the batch concerns nobody else: it goes to the dead letters with the reason, and the next
+one is opened. A fault of this machine (its clock, its revocation list, a key that isn't here)
+would dead-letter everything, so it is raised, and the queue stays as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from ciphermq.client.core import Core
+from ciphermq.client.deliveries import BrokerDelivery
+from ciphermq.client.inbox import Arrival
+from ciphermq.client.origin import Origin
+from ciphermq.client.session import now_ms
+from ciphermq.errors import BatchError, CipherMQError, KeyMissing, RevocationListStale
+from ciphermq.model.topology import DeadInfo
+from ciphermq.sealing.open import OpenedBatch, SessionKeys, open_batch
+from ciphermq.telemetry import get_logger
+
+_log = get_logger("client")
+_decode_dead = msgspec.msgpack.Decoder(DeadInfo).decode
+
+
+class Unsealer:
+    """Opens batches for one client."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._session_keys = SessionKeys()
+        self.refused = 0
+        """Messages sent to the dead letters because their batch could not be believed."""
+
+    async def open(self, delivery: BrokerDelivery, queue: str) -> Arrival | None:
+        """The messages of a delivery; None when the batch was at fault and has been refused.
+
+        Raises a `ReceiverFault` when this machine can't judge or open it now.
+        """
+        try:
+            opened = await self._patiently(delivery)
+        except BatchError as error:
+            self._refuse(delivery, queue, error)
+            return None
+        frame, header = delivery.frame, opened.header
+        origin = Origin(
+            queue=queue,
+            sender=opened.signer.client_id,
+            batch_id=header.batch_id,
+            count=header.count,
+            digest=opened.digest,
+            created_ms=header.created_ms,
+            exchange=header.exchange,
+            routing_key=header.routing_key,
+            redeliveries=frame.redeliveries,
+            redelivered=frame.redelivered,
+            published_ms=frame.published_ms,
+            dead=_dead(frame.dead),
+        )
+        return Arrival(opened.messages, origin, delivery.live, delivery)
+
+    async def _patiently(self, delivery: BrokerDelivery) -> OpenedBatch:
+        """Open it; once more when something newer may be at hand."""
+        try:
+            return self._open(delivery)
+        except KeyMissing:
+            # Another process of this identity may have taken a new key into use.
+            await asyncio.to_thread(self._core.identity.keys.reload)
+        except RevocationListStale:
+            try:
+                newer = await self._core.refresh_crl()
+            except CipherMQError:
+                newer = False
+            if not newer:
+                raise
+        return self._open(delivery)
+
+    def _open(self, delivery: BrokerDelivery) -> OpenedBatch:
+        identity = self._core.identity
+        return open_batch(
+            delivery.frame.sealed,
+            receiver=identity.name,
+            keyring=identity.keyring,
+            verifier=identity.verifier,
+            now_ms=now_ms(),
+            session_keys=self._session_keys,
+        )
+
+    def _refuse(self, delivery: BrokerDelivery, queue: str, error: BatchError) -> None:
+        count = delivery.live.bit_count()
+        self.refused += count
+        _log.warning(
+            "a batch was refused and goes to the dead letters",
+            queue=queue,
+            messages=count,
+            code=error.code,
+            reason=str(error),
+        )
+        delivery.nack(delivery.live, requeue=False, reason=error.code, detail=str(error))
+
+
+def _dead(encoded: bytes) -> DeadInfo | None:
+    try:
+        return _decode_dead(encoded) if encoded else None
+    except msgspec.DecodeError:
+        return None

@@ -1,0 +1,148 @@
+"""A SQLite database of ours, or tables of ours in the application's own.
+
+Inbox and Outbox share this: how a file is opened, what is demanded of a connection that the
+application brings, how our tables are made, and what a failure is called.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ciphermq import limits
+from ciphermq.errors import CipherMQError, UsageError
+
+Failure = Callable[[str], CipherMQError]
+"""Makes the error of the store in question out of a sentence."""
+
+
+class Store:
+    """One connection, used by one thread. Every write is in a transaction that this began."""
+
+    def __init__(
+        self,
+        where: str | Path | sqlite3.Connection,
+        *,
+        name: str,
+        schema: Sequence[str],
+        failure: Failure,
+        timeout: float = limits.STORE_TIMEOUT,
+    ) -> None:
+        """`name` is the prefix of the tables. `schema` is one script a version, oldest first:
+        a database is brought from its version to the last by the scripts that it lacks."""
+        self._name = name
+        self._failure = failure
+        self._owned = not isinstance(where, sqlite3.Connection)
+        self.place = str(where) if self._owned else "the application's database"
+        with self._explained(f"the {name} can't be opened"):
+            if isinstance(where, sqlite3.Connection):
+                self.connection = where
+            else:
+                self.connection = _open(Path(where), timeout)
+            self.path = _path_of(self.connection)
+            self._migrate(schema)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Write and commit together, or nothing at all when the block raises.
+
+        Begins by taking SQLite's one write lock, so what is read inside stays true to the end.
+        """
+        connection = self.connection
+        if self._busy():
+            raise UsageError(
+                f"{self.place} is in the middle of another transaction: commit it first (and use "
+                "a connection in SQLite's own autocommit mode, or one of the sqlite3 module's "
+                "default kind)"
+            )
+        with self._explained(f"the {self._name} can't be written"):
+            connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            if not self._busy():
+                raise UsageError(
+                    "the transaction was committed or rolled back inside its block: leave that "
+                    f"to the {self._name}, or its own note of it is not part of it"
+                )
+            with self._explained(f"the {self._name} can't be written"):
+                connection.execute("COMMIT")
+        except BaseException:
+            if self._busy():
+                connection.execute("ROLLBACK")
+            raise
+
+    def _busy(self) -> bool:
+        return self.connection.in_transaction
+
+    def ask(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows that `query` finds."""
+        with self._explained(f"the {self._name} can't be read"):
+            return self.connection.execute(query, values).fetchall()
+
+    def run(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Run one statement inside a `transaction`."""
+        with self._explained(f"the {self._name} can't be written"):
+            return self.connection.execute(statement, values)
+
+    def close(self) -> None:
+        """Close the file, if it is ours to close."""
+        if self._owned:
+            self.connection.close()
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._failure(f"{what} ({self.place}): {error}") from error
+
+    def _migrate(self, schema: Sequence[str]) -> None:
+        table = f"ciphermq_{self._name}_schema"
+        found = self.connection.execute(
+            "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)
+        ).fetchone()
+        if found and self._version(table) == len(schema):
+            return
+        with self.transaction():
+            # Another process may have done it while this one waited for the lock.
+            self.run(f"CREATE TABLE IF NOT EXISTS {table} (version INTEGER NOT NULL)")
+            version = self._version(table)
+            if version > len(schema):
+                raise self._failure(
+                    f"the {self._name} in {self.place} was written by a newer CipherMQ (version "
+                    f"{version} of its tables; this one knows {len(schema)}): upgrade this one"
+                )
+            for script in schema[version:]:
+                for statement in script.split(";"):
+                    self.run(statement)
+            self.run(f"DELETE FROM {table}")  # noqa: S608 - a name of our own
+            self.run(f"INSERT INTO {table} VALUES (?)", (len(schema),))  # noqa: S608
+
+    def _version(self, table: str) -> int:
+        row = self.connection.execute(f"SELECT max(version) FROM {table}").fetchone()  # noqa: S608
+        return int(row[0] or 0)
+
+
+def _open(path: Path, timeout: float) -> sqlite3.Connection:
+    # isolation_level None: no transaction begins behind our back.
+    connection = sqlite3.connect(path, timeout=timeout, isolation_level=None)
+    try:
+        path.chmod(0o600)
+        connection.execute("PRAGMA journal_mode = WAL")
+        # FULL syncs each commit: "done" must outlive a power cut once the broker was told.
+        connection.execute("PRAGMA synchronous = FULL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _path_of(connection: sqlite3.Connection) -> Path | None:
+    """The main database's file; None for one in memory."""
+    for _, name, file in connection.execute("PRAGMA database_list"):
+        if name == "main" and file:
+            return Path(file)
+    return None
