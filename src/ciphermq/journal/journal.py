@@ -218,6 +218,8 @@ class Journal:
         if payload is not None:
             size += len(payload)
             crc = crc32(payload)
+            if type(payload) is memoryview and payload.itemsize != 1:
+                raise UsageError("a payload is a buffer of single bytes")
         if size > self._room:
             self._make_room(writer, size)
         lsn = self._next_lsn
