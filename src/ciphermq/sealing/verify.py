@@ -14,7 +14,6 @@ from typing import Final
 import msgspec
 
 from ciphermq import limits
-from ciphermq.custody import signatures
 from ciphermq.errors import (
     BadSignature,
     BatchExpired,
@@ -59,7 +58,7 @@ def verify(envelope: Envelope, *, receiver: str, verifier: ChainVerifier, now_ms
     # 6. Every byte of header, wraps and body is the sender's. Last, because it alone is costly.
     bound = derivation.binding(envelope.header_bytes, envelope.wraps)
     signed = derivation.signed_bytes(bound, envelope.body)
-    if not signatures.verifies(signer.public_key, envelope.signature, signed):
+    if not signer.verifies(envelope.signature, signed):
         raise BadSignature(
             f"the signature of {header.sender!r} does not fit batch {header.batch_id.hex()}: it "
             "was changed on the way"
