@@ -112,6 +112,9 @@ MAX_FRAME: Final = MAX_SEALED + 64 * KIB
 READ_BUFFER: Final = 64 * KIB
 """Shared by a loop's connections: twenty batches of one a read, and little to copy of a big one."""
 
+NETWORK_BUFFER: Final = 256 * KIB
+"""Shared likewise: what one read takes from the network, still encrypted."""
+
 HANDSHAKE_TIMEOUT: Final = 10.0
 """TLS and HELLO together: a silent peer holds a descriptor no longer than this."""
 

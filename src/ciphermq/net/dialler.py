@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from functools import partial
 
 from ciphermq.errors import CipherMQError, ConnectFailed, ConnectionLost, ProtocolNotOffered
 from ciphermq.net import tls_errors
@@ -41,24 +42,18 @@ async def dial(
     options = options or LinkOptions()
     greeting = _Greeting(hello, on_frame, on_lost, on_writable)
     sock = await _connect(where, options.connect_timeout)
+    link = Link(context, greeting.on_open, server_name=server_name or where[0], options=options)
+    link.attach(lambda _: None, greeting.refused)
     try:
-        await asyncio.get_running_loop().create_connection(
-            lambda: Link(Role.CLIENT, greeting.on_open, options),
-            sock=sock,
-            ssl=context,
-            server_hostname=server_name or where[0],
-            ssl_handshake_timeout=options.handshake_timeout,
-            ssl_shutdown_timeout=options.linger,
-        )
-        return await greeting.done
-    except OSError as error:  # ssl.SSLError is one
+        await asyncio.get_running_loop().create_connection(lambda: link, sock=sock)
+        await greeting.done
+    except OSError as error:
+        sock.close()
         raise tls_errors.explain(error, Role.SERVER, spell(where)) from error
     except asyncio.CancelledError:
-        greeting.give_up()
+        link.abort()
         raise
-    finally:
-        if greeting.link is None:
-            sock.close()
+    return link
 
 
 async def _connect(where: HostPort, limit: float) -> socket.socket:
@@ -108,16 +103,14 @@ class _Greeting:
         on_lost: OnLost,
         on_writable: Callable[[], None] | None,
     ) -> None:
-        self.done: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
-        self.link: Link | None = None
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._hello = hello
-        self._on_frame, self._on_lost, self._on_writable = on_frame, on_lost, on_writable
+        self._callers = (on_frame, on_lost, on_writable)
 
     def on_open(self, link: Link) -> None:
         """TLS is up: speak first."""
-        self.link = link
-        link.attach(self._first_frame, self._refused)
         if link.protocol == ALPN:
+            link.attach(partial(self._first_frame, link), self.refused)
             link.send(self._hello)
         else:
             link.abort(
@@ -126,19 +119,14 @@ class _Greeting:
                 )
             )
 
-    def give_up(self) -> None:
-        """The caller waits no more."""
-        if self.link is not None:
-            self.link.attach(lambda _: None, lambda _: None)
-            self.link.abort()
-
-    def _first_frame(self, frame: Frame) -> None:
-        if isinstance(frame, Hello) and self.link is not None and not self.done.done():
-            self.link.attach(self._on_frame, self._on_lost, self._on_writable)
-            self.done.set_result(self.link)
-
-    def _refused(self, error: CipherMQError | None) -> None:
+    def refused(self, error: CipherMQError | None) -> None:
+        """The link ended before the server's HELLO."""
         if not self.done.done():
             self.done.set_exception(
                 error or ConnectionLost("the server closed the connection before its HELLO")
             )
+
+    def _first_frame(self, link: Link, frame: Frame) -> None:
+        if isinstance(frame, Hello) and not self.done.done():
+            link.attach(*self._callers)
+            self.done.set_result(None)

@@ -1,12 +1,11 @@
-"""One connection that carries frames: `Cmq2Machine` on an asyncio transport over TLS.
+"""One connection that carries frames: `TlsPump` and `Cmq2Machine` on an asyncio transport.
 
-Incoming bytes are read by TLS straight into the machine's buffers. Outgoing frames are gathered
-for one turn of the event loop and written together, so that small ones share writes, records and
-packets.
+Incoming bytes are decrypted straight into the machine's buffers. Outgoing frames are gathered for
+one turn of the event loop and written together, so that small ones share records and packets.
 
 A link ends in one of these ways, and says which in `on_lost`: both sides sent CLOSE (no error);
-the peer or the network ended it; the peer broke the protocol; the peer was silent, slow with a
-frame, or took nothing. One tick looks after all the clocks.
+one side refused TLS; the peer or the network ended it; the peer broke the protocol; the peer was
+silent, slow with a frame, or took nothing. One tick looks after all the clocks.
 """
 
 from __future__ import annotations
@@ -16,15 +15,17 @@ import ssl
 from collections.abc import Callable
 from typing import Any, Final
 
+from ciphermq import limits
 from ciphermq.errors import CipherMQError, ConnectionLost, refusal
 from ciphermq.net import address, tls_errors
 from ciphermq.net.options import LinkOptions
-from ciphermq.net.outgoing import gather, records
+from ciphermq.net.outgoing import gather
 from ciphermq.net.watch import Watch
 from ciphermq.wire.cmq2.codec import Buffer
 from ciphermq.wire.cmq2.frames import Close, Error, Frame, Hello, Ok, Ping, Reconnect
 from ciphermq.wire.cmq2.machine import Cmq2Machine, new_scratch
 from ciphermq.wire.cmq2.table import Role, State
+from ciphermq.wire.tls import CHUNK, TlsPump
 
 OnFrame = Callable[[Frame], None]
 OnLost = Callable[[CipherMQError | None], None]
@@ -35,34 +36,40 @@ _OWN_REQUEST: Final = 0
 _MAX_REASON: Final = 4096
 
 
+class Buffers:
+    """What links read into. Links of one loop can share them: nothing stays in them."""
+
+    def __init__(self) -> None:
+        self.network = memoryview(bytearray(limits.NETWORK_BUFFER))
+        self.scratch = new_scratch()
+
+
 def _nothing(*_: object) -> None:
     """What a link calls until `attach`."""
 
 
 class Link(asyncio.BufferedProtocol):
-    """A connection to a peer, from the end of its TLS handshake to its loss.
-
-    All of it is for the event loop's thread. `scratch` may be shared by all links of a loop.
-    """
+    """A connection to a peer. All of it is for the event loop's thread."""
 
     def __init__(
         self,
-        role: Role,
+        context: ssl.SSLContext,
         on_open: Callable[[Link], None],
+        *,
+        server_name: str | None = None,
         options: LinkOptions | None = None,
-        scratch: memoryview | None = None,
+        buffers: Buffers | None = None,
     ) -> None:
-        self.role = role
+        """A client's end if there is a `server_name`. `on_open`: TLS is up, `attach` now."""
+        self.role = Role.SERVER if server_name is None else Role.CLIENT
         self.options = options or LinkOptions()
         self.peer = "an unknown address"
         """The peer's ``host:port``."""
-        self.peer_certificate = b""
-        """DER."""
-        self.protocol: str | None = None
-        """What TLS agreed on (ALPN)."""
         self.hello: Hello | None = None
         """The peer's, once it has come."""
-        self._machine = Cmq2Machine(role, new_scratch() if scratch is None else scratch)
+        self._buffers = buffers or Buffers()
+        self._pump = TlsPump(context, server_name=server_name)
+        self._machine = Cmq2Machine(self.role, self._buffers.scratch)
         self._on_open = on_open
         self._on_frame: OnFrame = _nothing
         self._on_lost: OnLost = _nothing
@@ -73,14 +80,13 @@ class Link(asyncio.BufferedProtocol):
         self._ticker: asyncio.TimerHandle | None = None
         self._reason: CipherMQError | None = None
         self._lost = False
+        self._deaf = False
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._pieces: list[Buffer] = []
         self._queued = 0
         self._written = 0
         self._flush_due = False
         self._paused = False
-        self._records_in = 0
-        self._records_out = 0
         self._replacing = False
 
     def attach(
@@ -93,6 +99,16 @@ class Link(asyncio.BufferedProtocol):
         """
         self._on_frame, self._on_lost = on_frame, on_lost
         self._on_writable = on_writable or _nothing
+
+    @property
+    def peer_certificate(self) -> bytes:
+        """DER."""
+        return self._pump.peer_certificate
+
+    @property
+    def protocol(self) -> str | None:
+        """What TLS agreed on (ALPN)."""
+        return self._pump.protocol
 
     # --- sending ----------------------------------------------------------------------------
 
@@ -126,13 +142,28 @@ class Link(asyncio.BufferedProtocol):
         if self._lost or not self._pieces:
             return
         was_full = not self.writable
-        writes = gather(self._pieces)
-        self._records_out += sum(records(len(piece)) for piece in writes)
-        self._written += self._queued
-        self._pieces, self._queued = [], 0
-        self._transport.writelines(writes)
+        pieces, self._pieces, self._queued = self._pieces, [], 0
+        pump, encrypted = self._pump, []
+        for piece in gather(pieces):
+            pump.write(piece)
+            encrypted.append(pump.outgoing())
+        self._write(encrypted)
+        self._replace_in_time()
         if was_full and self.writable:
             self._on_writable()
+
+    def _write(self, encrypted: list[bytes]) -> None:
+        self._written += sum(map(len, encrypted))
+        self._transport.writelines(encrypted)
+
+    def _write_handshake(self) -> bool:
+        """Send what TLS itself has to say; whether there was anything."""
+        data = self._pump.outgoing()
+        if data:
+            self._write([data])
+        return bool(data)
+
+    # --- the end ----------------------------------------------------------------------------
 
     def close(self, reason: str = "", code: str = "") -> None:
         """Send CLOSE, with an error's `code` if it is for one, and end once the peer has too.
@@ -171,20 +202,46 @@ class Link(asyncio.BufferedProtocol):
         machine = self._machine
         if machine.ours is State.CLOSED and machine.theirs is State.CLOSED:
             self._flush()
+            self._pump.end()
+            self._write_handshake()
             self._transport.close()
 
     # --- receiving --------------------------------------------------------------------------
 
     def pause_reading(self) -> None:
         """Take no more from the peer; TCP slows it down."""
-        self._transport.pause_reading()
-        self._watch.reading(self._loop.time(), on=False)
+        if not self._lost:
+            self._transport.pause_reading()
+            self._watch.reading(self._loop.time(), on=False)
 
     def resume_reading(self) -> None:
         """The reverse of `pause_reading`."""
         if not self._lost:
             self._transport.resume_reading()
             self._watch.reading(self._loop.time(), on=True)
+
+    def _shake_hands(self) -> bool:
+        """Go on with TLS; whether it is up."""
+        up = self._pump.handshake()
+        self._write_handshake()
+        if up:
+            self._new_watch()
+            self._on_open(self)
+        return up
+
+    def _decrypt(self) -> None:
+        pump, machine = self._pump, self._machine
+        try:
+            while got := pump.fill(machine.get_buffer()):
+                machine.buffer_updated(got)
+        finally:  # what came before an error counts
+            frames = machine.events()
+            now = self._loop.time()
+            self._watch.heard(now, frames=bool(frames), mid_frame=machine.mid_frame)
+            for frame in frames:
+                self._handle(frame)
+        if machine.fault is not None:
+            self.fail(machine.fault)
 
     def _handle(self, frame: Frame) -> None:
         if isinstance(frame, Ping):
@@ -202,14 +259,23 @@ class Link(asyncio.BufferedProtocol):
             self._reason = refusal(frame.code, frame.message)
         self._on_frame(frame)
 
-    def _count_records(self, size: int) -> None:
-        """Ask for a replacement before AES-GCM's limit, and end when it isn't made.
+    def _tls_failed(self, error: ssl.SSLError) -> None:
+        """Get the alert out, if there is one, before the connection ends."""
+        if self._reason is None:
+            self._reason = tls_errors.explain(error, self.role.peer, self.peer)
+        self._deaf = True
+        if not self._write_handshake():
+            self._transport.close()
+            return
+        # A socket that is closed with unread bytes is reset, and the alert would be lost: so end
+        # our half, and read and forget until the peer ends its own.
+        self._transport.write_eof()
+        self._watch.closing(self._loop.time())
 
-        What was sent is counted exactly, and each side looks after what it sends; what was
-        received is at least this much, which is for a peer that doesn't look.
-        """
-        self._records_in += records(size)
-        used, limit = max(self._records_in, self._records_out), self.options.tls_records
+    def _replace_in_time(self) -> None:
+        """Ask for a replacement before AES-GCM's limit, and end when it isn't made."""
+        used = max(self._pump.records_in, self._pump.records_out)
+        limit = self.options.tls_records
         if used < limit:
             return
         if not self._replacing:
@@ -225,32 +291,42 @@ class Link(asyncio.BufferedProtocol):
     # --- asyncio.BufferedProtocol -----------------------------------------------------------
 
     def connection_made(self, transport: Any) -> None:
-        """TLS is up."""
+        """TCP is up."""
         self._transport = transport
-        ssl_object = transport.get_extra_info("ssl_object")
         self.peer = address.spell(transport.get_extra_info("peername"))
-        self.peer_certificate = ssl_object.getpeercert(True) or b""
-        self.protocol = ssl_object.selected_alpn_protocol()
         transport.set_write_buffer_limits(high=self.options.write_high_water)
-        self._watch = Watch(self.options, f"the {self.role.peer.value} at {self.peer}", self._now)
+        self._new_watch()
         self._ticker = self._loop.call_later(self.options.tick, self._tick)
-        self._on_open(self)
+        if self.role is Role.CLIENT:
+            self._shake_hands()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
-        return self._machine.get_buffer()
+        return self._buffers.network
 
     def buffer_updated(self, nbytes: int) -> None:
         """So many bytes have come."""
-        machine = self._machine
-        machine.buffer_updated(nbytes)
-        frames = machine.events()
-        self._watch.heard(self._now, frames=bool(frames), mid_frame=machine.mid_frame)
-        for frame in frames:
-            self._handle(frame)
-        self._count_records(nbytes)
-        if machine.fault is not None:
-            self.fail(machine.fault)
+        data, pump = self._buffers.network, self._pump
+        try:
+            for at in range(0, nbytes, CHUNK):
+                if self._deaf:
+                    return
+                pump.receive(data[at : min(at + CHUNK, nbytes)])
+                if pump.established or self._shake_hands():
+                    self._decrypt()
+        except ssl.SSLError as error:
+            self._tls_failed(error)
+        else:
+            self._replace_in_time()
+
+    def eof_received(self) -> None:
+        """The peer has ended its half; with that the transport ends ours."""
+        if not self._deaf and not self._pump.established:
+            try:
+                self._pump.receive_eof()
+                self._pump.handshake()
+            except ssl.SSLError as error:
+                self._tls_failed(error)
 
     def pause_writing(self) -> None:
         """The transport's buffer is over its high-water mark."""
@@ -270,11 +346,29 @@ class Link(asyncio.BufferedProtocol):
         self._ended.set_result(None)
         self._on_lost(self._why(exc))
 
-    # --- the end and the clocks -------------------------------------------------------------
+    # --- the clocks -------------------------------------------------------------------------
 
-    @property
-    def _now(self) -> float:
-        return self._loop.time()
+    def _new_watch(self) -> None:
+        who = f"the {self.role.peer.value} at {self.peer}"
+        self._watch = Watch(self.options, who, self._loop.time())
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        untaken = self._transport.get_write_buffer_size()
+        error = self._watch.check(
+            now,
+            greeted=self.hello is not None,
+            taken=self._written - untaken,
+            untaken=untaken,
+        )
+        if error is not None:
+            if not self._pump.established:
+                error = tls_errors.explain(TimeoutError(), self.role.peer, self.peer)
+            self.abort(error)
+            return
+        if self.open and self._watch.ping_due(now):
+            self.send(Ping(request=_OWN_REQUEST))
+        self._ticker = self._loop.call_later(self.options.tick, self._tick)
 
     def _why(self, exc: BaseException | None) -> CipherMQError | None:
         """What the link ended of."""
@@ -283,26 +377,10 @@ class Link(asyncio.BufferedProtocol):
             return self._reason
         if machine.ours is State.CLOSED and machine.theirs is State.CLOSED:
             return None
-        if isinstance(exc, ssl.SSLError) and "EOF" not in (exc.reason or "EOF"):
-            return tls_errors.explain(exc, self.role.peer, self.peer)
+        if not self._pump.established:
+            return tls_errors.explain(exc or EOFError(), self.role.peer, self.peer)
         if self.hello is None:
             return ConnectionLost(f"{who} ended the connection before its HELLO; its log says why")
         where = " in the middle of a frame" if machine.mid_frame else ""
         cause = f": {exc.strerror or exc}" if isinstance(exc, OSError) else ""
         return ConnectionLost(f"{who} ended the connection{where}{cause}")
-
-    def _tick(self) -> None:
-        now = self._now
-        untaken = self._queued + self._transport.get_write_buffer_size()
-        error = self._watch.check(
-            now,
-            greeted=self.hello is not None,
-            taken=self._written + self._queued - untaken,
-            untaken=untaken,
-        )
-        if error is not None:
-            self.abort(error)
-            return
-        if self.open and self._watch.ping_due(now):
-            self.send(Ping(request=_OWN_REQUEST))
-        self._ticker = self._loop.call_later(self.options.tick, self._tick)

@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 from ciphermq import limits
@@ -23,15 +24,13 @@ from ciphermq.errors import (
     ProtocolNotOffered,
     ResourceLimit,
 )
-from ciphermq.net import address, tls_errors
+from ciphermq.net import address
 from ciphermq.net.address import HostPort
-from ciphermq.net.link import Link
+from ciphermq.net.link import Buffers, Link
 from ciphermq.net.options import LinkOptions
 from ciphermq.net.tls import ALPN
 from ciphermq.pki.names import client_id_of
 from ciphermq.telemetry import Counters, get_logger
-from ciphermq.wire.cmq2.machine import new_scratch
-from ciphermq.wire.cmq2.table import Role
 
 StartSession = Callable[[Link, str], None]
 """Called with a new link and its client's id: attaches itself to the link."""
@@ -69,10 +68,11 @@ class Listener:
         self._socket: socket.socket | None = None
         self._full = False
         self._resume: asyncio.TimerHandle | None = None
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._handshakes: set[Link] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._links: dict[Link, str] = {}
         self._per_client: Counter[str] = Counter()
-        self._scratch = new_scratch()
+        self._buffers = Buffers()
 
     @property
     def connections(self) -> int:
@@ -81,7 +81,7 @@ class Listener:
 
     @property
     def links(self) -> Mapping[Link, str]:
-        """The connections past their TLS handshake, each with its client's id."""
+        """The connections past their TLS handshake, each with its client's id; "" if refused."""
         return self._links
 
     def start(self) -> HostPort:
@@ -101,8 +101,8 @@ class Listener:
         self._accepting(False)
         self._socket.close()
         self._socket = None
-        for task in self._handshakes:
-            task.cancel()
+        for link in self._handshakes:
+            link.abort()
 
     # --- TCP --------------------------------------------------------------------------------
 
@@ -141,9 +141,13 @@ class Listener:
         self.counters.add("accepted")
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        task = asyncio.get_running_loop().create_task(self._shake_hands(sock, peer))
-        self._handshakes.add(task)
-        task.add_done_callback(self._shaken)
+        link = Link(self._context, self._opened, options=self._options, buffers=self._buffers)
+        link.attach(lambda _: None, partial(self._failed, link))
+        link.on_end(partial(self._shaken, link))
+        self._handshakes.add(link)
+        task = asyncio.get_running_loop().create_task(self._begin(link, sock))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _pause(self, error: OSError) -> None:
         """Out of descriptors or memory: what is connected goes on, newcomers wait in the kernel."""
@@ -158,33 +162,30 @@ class Listener:
 
     # --- TLS --------------------------------------------------------------------------------
 
-    async def _shake_hands(self, sock: socket.socket, peer: str) -> None:
+    async def _begin(self, link: Link, sock: socket.socket) -> None:
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: Link(Role.SERVER, self._opened, self._options, self._scratch),
-                sock,
-                ssl=self._context,
-                ssl_handshake_timeout=self._options.handshake_timeout,
-                ssl_shutdown_timeout=self._options.linger,
-            )
-        except OSError as error:  # ssl.SSLError is one
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: link, sock)
+        except OSError as error:
             sock.close()
-            self.counters.add("tls_failed")
-            self._refused(peer, str(tls_errors.explain(error, Role.CLIENT, peer)))
-        except asyncio.CancelledError:
-            sock.close()
-            raise
+            self._refused(link.peer, str(error))
+            self._shaken(link)
 
-    def _shaken(self, task: asyncio.Task[None]) -> None:
-        self._handshakes.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("a connection failed in an unforeseen way", exc_info=error)
+    def _shaken(self, link: Link) -> None:
+        """A connection is past its handshake, or has ended."""
+        self._handshakes.discard(link)
         if self._full:
             self._full = False
             self._accepting(True)
 
+    def _failed(self, link: Link, error: CipherMQError | None) -> None:
+        self.counters.add("tls_failed")
+        self._refused(link.peer, str(error))
+
     def _opened(self, link: Link) -> None:
         """TLS is up: find out who it is, and hand the link to the protocol it chose."""
+        self._shaken(link)
+        self._links[link] = ""
+        link.on_end(partial(self._forget, link))
         try:
             client = client_id_of(link.peer_certificate)
         except CertificateError as error:
@@ -205,10 +206,10 @@ class Listener:
         else:
             self._per_client[client] += 1
             self._links[link] = client
-            link.on_end(lambda: self._forget(link))
             start(link, client)
 
     def _turn_away(self, link: Link, error: CipherMQError) -> None:
+        link.attach(lambda _: None, lambda _: None)
         self._refused(link.peer, str(error))
         if link.protocol == ALPN:
             link.fail(error)
@@ -221,9 +222,10 @@ class Listener:
 
     def _forget(self, link: Link) -> None:
         client = self._links.pop(link)
-        self._per_client[client] -= 1
-        if not self._per_client[client]:
-            del self._per_client[client]
+        if client:
+            self._per_client[client] -= 1
+            if not self._per_client[client]:
+                del self._per_client[client]
 
 
 def _listen(where: HostPort) -> socket.socket:

@@ -7,35 +7,34 @@ record saves.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from ciphermq.wire.cmq2.codec import Buffer
+from ciphermq.wire.tls import CHUNK
 
-TLS_RECORD: Final = 16 * 1024
-"""Most plaintext in one TLS record (RFC 8446 section 5.1)."""
-
-_COPY_BELOW: Final = 64 * 1024
+_COPY_BELOW: Final = CHUNK
 
 
-def gather(pieces: list[Buffer]) -> list[Buffer]:
-    """`pieces` in the same order, small neighbours joined."""
-    if len(pieces) == 1:
-        return pieces
-    writes: list[Buffer] = []
+def gather(pieces: list[Buffer]) -> Iterator[Buffer]:
+    """The bytes of `pieces` in the same order, in parts of at most `CHUNK` bytes."""
     run: list[Buffer] = []
     for piece in pieces:
         if len(piece) < _COPY_BELOW:
             run.append(piece)
             continue
         if run:
-            writes.append(b"".join(run))
+            yield from _chunks(b"".join(run))
             run = []
-        writes.append(piece)
+        yield from _chunks(piece)
     if run:
-        writes.append(b"".join(run))
-    return writes
+        yield from _chunks(run[0] if len(run) == 1 else b"".join(run))
 
 
-def records(size: int) -> int:
-    """TLS records that one write of `size` bytes makes."""
-    return (size + TLS_RECORD - 1) // TLS_RECORD
+def _chunks(data: Buffer) -> Iterator[Buffer]:
+    if len(data) <= CHUNK:
+        yield data
+        return
+    view = memoryview(data)
+    for at in range(0, len(view), CHUNK):
+        yield view[at : at + CHUNK]
