@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciphermq import limits
@@ -80,7 +80,8 @@ def test_a_clock_that_goes_back_does_not_bring_versions_back(keys: OwnKeys) -> N
     assert second.not_before_ms == NOW_MS - DAY_MS
 
 
-@given(st.lists(st.integers(0, 10 * LIFE_MS), min_size=1, max_size=8))
+@settings(max_examples=12)  # each writes and syncs real files
+@given(st.lists(st.integers(0, 10 * LIFE_MS), min_size=1, max_size=6))
 def test_versions_rise_whatever_the_clock_does(
     tmp_path_factory: pytest.TempPathFactory, clock: list[int]
 ) -> None:

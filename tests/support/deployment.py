@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ciphermq import limits
 from ciphermq.cli import deployment as real
 from ciphermq.client import enrol
 from ciphermq.client.identity import Identity
@@ -46,8 +47,16 @@ class Deployment:
         """The identity, open."""
         return Identity.load(self.identity(name))
 
-    def add(self, name: str, *, passphrase: str | None = None, at_ms: int | None = None) -> Path:
-        """One more client; `at_ms` is the moment its certificate is issued."""
+    def add(
+        self,
+        name: str,
+        *,
+        passphrase: str | None = None,
+        at_ms: int | None = None,
+        lifetime: int = limits.CERTIFICATE_LIFETIME,
+    ) -> Path:
+        """One more client. `at_ms`: when its certificate is issued; `lifetime`: seconds from then
+        (-60: it ended a minute ago)."""
         url, server_name = self.made.broker()
         enrol.create(
             self.identity(name),
@@ -58,6 +67,7 @@ class Deployment:
             now_ms=now_ms() if at_ms is None else at_ms,
             passphrase=passphrase,
             suite=self.suite,
+            lifetime=lifetime,
             cost=CHEAP,
         )
         return self.identity(name)

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from ciphermq import limits
 from ciphermq.client import bundle, identity
 from ciphermq.client.bundle import Bundle
 from ciphermq.client.identity import IdentitySettings
@@ -52,18 +53,21 @@ def create(
     server_name: str = "",
     passphrase: str | None = None,
     suite: Suite = DEFAULT_SUITE,
+    lifetime: int = limits.CERTIFICATE_LIFETIME,
     replace: bool = False,
     cost: Cost = STRONG,
 ) -> x509.Certificate:
     """Make the identity `name` in the new directory `path`, certified by `authority`.
 
-    Its keys are encrypted when there is a `passphrase`. Raises `FileExistsError` when there is
+    Its certificate is for `lifetime` seconds. Its keys are encrypted when there is a `passphrase`. Raises `FileExistsError` when there is
     something at `path`, `AuthorityError` as `Authority.issue_client` does.
     """
     settings = IdentitySettings(names.check_issuable(name), url, server_name, suite.name)
     with disk.new_directory(path) as directory:
         key = _write_keys(directory, settings, passphrase, cost)
-        certificate = authority.issue_client(name, key.public_key(), now_ms=now_ms, replace=replace)
+        certificate = authority.issue_client(
+            name, key.public_key(), now_ms=now_ms, lifetime=lifetime, replace=replace
+        )
         for part, data in _public_parts(authority, certificate, settings).items():
             disk.write_file(directory / part, data, mode=disk.PUBLIC, replace=True)
     return certificate

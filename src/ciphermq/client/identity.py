@@ -200,12 +200,15 @@ class Identity:
         try:
             self.verifier.check_signer(self.signer.chain, now_ms, now_ms)
         except UntrustedSender as error:
-            raise CertificateError(
-                f"{error}: renew it with `ciphermq identity renew {self.name}` where the "
-                "authority is, or have it signed anew with `ciphermq identity request`"
-            ) from error
+            raise CertificateError(f"{error}: {self._renewal}") from error
         except RevocationListStale:
             pass
+        # TLS forgives a certificate nothing, so neither does this.
+        end_ms = dates.to_ms(self.certificate.not_valid_after_utc)
+        if now_ms > end_ms:
+            raise CertificateError(
+                f"{self._title} expired on {dates.spell(end_ms)}: {self._renewal}"
+            )
 
     def warnings(self, now_ms: int) -> list[str]:
         """Sentences about what ends soon, or has ended."""
@@ -258,6 +261,13 @@ class Identity:
     @property
     def _title(self) -> str:
         return f"the certificate of {self.name!r}"
+
+    @property
+    def _renewal(self) -> str:
+        return (
+            f"renew it with `ciphermq identity renew {self.name}` where the authority is, or have "
+            "it signed anew with `ciphermq identity request`"
+        )
 
     def _record_end(self, now_ms: int) -> int:
         """A record can't outlive the certificate that signs it."""
