@@ -167,7 +167,12 @@ class SimDisk:
                 self._lose_pages(inode)
             raise
         self._crash(number)
-        inode.durable = bytearray(inode.shown)
+        # Only what was written since: pages that a failed sync left clean are not written again.
+        for change in inode.pending:
+            if isinstance(change, Truncate):
+                _cut(inode.durable, change.size)
+            else:
+                _overlay(inode.durable, change.offset, change.data)
         inode.pending.clear()
 
     def _lose_pages(self, inode: Inode) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import pytest
 from faults import SimDisk
-from stepped import DIRECTORY, SNAPSHOT, Owner, Record, found_on
+from journal_harness import DIRECTORY, SNAPSHOT, Owner, Record, found_on
 
 from ciphermq.errors import JournalFailed
 from ciphermq.journal.tools import verify

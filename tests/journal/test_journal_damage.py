@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from faults import SimDisk
-from stepped import DIRECTORY, Owner, Record, found_on
+from journal_harness import DIRECTORY, Log, Owner, found_on, open_log
 
 from ciphermq.errors import JournalDamaged, PayloadDamaged
 from ciphermq.journal import Journal, Location
@@ -22,36 +22,6 @@ from ciphermq.journal.format import (
 )
 from ciphermq.journal.segments import list_segments, segment_path
 from ciphermq.journal.tools import verify
-
-
-class Log:
-    """A closed log of several segments, to be damaged."""
-
-    def __init__(self) -> None:
-        self.disk = SimDisk()
-        owner = Owner(self.disk)
-        for i in range(14):
-            owner.append(1, b"meta %d" % i, random.Random(i).randbytes(i * 250))
-            owner.append(2, b"ack %d" % i)
-            owner.drain()
-        owner.journal.close()
-        self.records: list[Record] = owner.written
-        self.located = owner.located
-        self.segments = list_segments(self.disk, DIRECTORY)
-
-    def content(self, index: int) -> bytearray:
-        return self.disk.content(segment_path(DIRECTORY, self.segments[index]))
-
-    def copy(self) -> SimDisk:
-        return self.disk.after_crash("all")
-
-
-def open_log(disk: SimDisk) -> tuple[Owner | None, str]:
-    """An owner, or the damage's message."""
-    try:
-        return Owner(disk), ""
-    except JournalDamaged as error:
-        return None, str(error)
 
 
 def test_any_flipped_byte_is_noticed_or_harmless() -> None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import errno
 import random
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from faults import SimDisk
-from stepped import DIRECTORY, Owner, found_on
+from journal_harness import DIRECTORY, Owner, Threaded, found_on
 from test_journal_crash import Run, calls_of, check, half, plain
 
-from ciphermq.errors import CipherMQError, JournalError, JournalFailed, UsageError
+from ciphermq.errors import JournalError, JournalFailed, UsageError
 from ciphermq.journal import Journal, OsFiles
 from ciphermq.journal.files import IOV_MAX, write_all
 from ciphermq.journal.segments import list_segments
@@ -122,27 +121,6 @@ def test_an_error_while_opening_names_the_file() -> None:
 
 
 # --- the directory vanishes --------------------------------------------------------------------
-
-
-class Threaded:
-    """A real journal on the real file system, with its own thread."""
-
-    def __init__(self, directory: Path, **options: int) -> None:
-        self.failed = threading.Event()
-        self.failure: CipherMQError | None = None
-        self.durable = threading.Semaphore(0)
-        self.journal = Journal(directory, **{"reserve": 0, "segment_size": 64 * KIB, **options})
-        self.journal.open(lambda *_: None)
-        self.journal.start(
-            snapshot=lambda: (255, b""),
-            on_durable=lambda placed: self.durable.release(len(placed)),
-            on_refused=lambda _lsns, _error: None,
-            on_failed=self._failed,
-        )
-
-    def _failed(self, error: CipherMQError) -> None:
-        self.failure = error
-        self.failed.set()
 
 
 def test_a_vanished_directory_stops_the_next_segment(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from zlib import crc32
 from faults import SimDisk
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stepped import DIRECTORY, Owner, found_on
+from journal_harness import DIRECTORY, Owner, found_on
 
 from ciphermq.journal.format import (
     BLOCK_SIZE,

@@ -208,8 +208,7 @@ class _Recovery:
         start, end = last.group.start, last.group.end
         fd = files.open(path)
         try:
-            if files.size(fd) > end:
-                files.truncate(fd, end)
+            files.truncate(fd, end)
             write_all(files, fd, [files.pread(fd, end - start, start)], start)
             files.sync(fd)
         except BaseException:

@@ -1,14 +1,16 @@
-"""A journal whose writer moves only when told, and a record of what it promised."""
+"""Journals for tests: one whose writer moves only when told, one with its own thread."""
 
 from __future__ import annotations
 
+import random
+import threading
 from pathlib import Path
-from threading import Thread
 
 from faults import SimDisk
 
-from ciphermq.errors import CipherMQError
+from ciphermq.errors import CipherMQError, JournalDamaged
 from ciphermq.journal import Journal, Location
+from ciphermq.journal.segments import list_segments, segment_path
 from ciphermq.journal.writer import Writer
 from ciphermq.limits import KIB
 
@@ -21,7 +23,7 @@ Record = tuple[int, int, bytes, bytes | None]
 class SteppedJournal(Journal):
     """Its writer runs in the caller's thread, in `drain`: so a run is the same every time."""
 
-    def _start_thread(self, writer: Writer) -> Thread | None:
+    def _start_thread(self, writer: Writer) -> threading.Thread | None:
         self.stepped = writer
         return None
 
@@ -123,3 +125,54 @@ def found_on(disk: SimDisk) -> list[Record]:
     owner = Owner(disk)
     owner.journal.close()
     return owner.written
+
+
+class Log:
+    """A closed log of several segments, to be damaged."""
+
+    def __init__(self) -> None:
+        self.disk = SimDisk()
+        owner = Owner(self.disk)
+        for i in range(14):
+            owner.append(1, b"meta %d" % i, random.Random(i).randbytes(i * 250))
+            owner.append(2, b"ack %d" % i)
+            owner.drain()
+        owner.journal.close()
+        self.records: list[Record] = owner.written
+        self.located = owner.located
+        self.segments = list_segments(self.disk, DIRECTORY)
+
+    def content(self, index: int) -> bytearray:
+        return self.disk.content(segment_path(DIRECTORY, self.segments[index]))
+
+    def copy(self) -> SimDisk:
+        return self.disk.after_crash("all")
+
+
+def open_log(disk: SimDisk) -> tuple[Owner | None, str]:
+    """An owner, or the damage's message."""
+    try:
+        return Owner(disk), ""
+    except JournalDamaged as error:
+        return None, str(error)
+
+
+class Threaded:
+    """A real journal on the real file system, with its own thread."""
+
+    def __init__(self, directory: Path, **options: int) -> None:
+        self.failed = threading.Event()
+        self.failure: CipherMQError | None = None
+        self.durable = threading.Semaphore(0)
+        self.journal = Journal(directory, **{"reserve": 0, "segment_size": 64 * KIB, **options})
+        self.journal.open(lambda *_: None)
+        self.journal.start(
+            snapshot=lambda: (255, b""),
+            on_durable=lambda placed: self.durable.release(len(placed)),
+            on_refused=lambda _lsns, _error: None,
+            on_failed=self._failed,
+        )
+
+    def _failed(self, error: CipherMQError) -> None:
+        self.failure = error
+        self.failed.set()
