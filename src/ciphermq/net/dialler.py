@@ -14,7 +14,7 @@ from ciphermq.net.address import HostPort, parse_url, spell
 from ciphermq.net.link import Link, OnFrame, OnLost
 from ciphermq.net.options import LinkOptions
 from ciphermq.net.tls import ALPN
-from ciphermq.wire.cmq2.frames import Frame, Hello
+from ciphermq.wire.cmq2.frames import Close, Frame, Hello
 from ciphermq.wire.cmq2.table import Role
 
 
@@ -130,3 +130,5 @@ class _Greeting:
         if isinstance(frame, Hello) and not self.done.done():
             link.attach(*self._callers)
             self.done.set_result(None)
+        elif isinstance(frame, Close):  # a refusal, which the link keeps as its reason
+            link.abort()

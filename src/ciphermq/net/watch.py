@@ -99,10 +99,10 @@ class Watch:
         self._due = now + self._options.tick
         if late <= self._options.tick:
             return
-        self._opened += late
-        self._heard += late
-        self._taken_at += late
+        self._opened = min(now, self._opened + late)
+        self._heard = min(now, self._heard + late)
+        self._taken_at = min(now, self._taken_at + late)
         if self._frame_since is not None:
-            self._frame_since += late
+            self._frame_since = min(now, self._frame_since + late)
         if self._closing_since is not None:
-            self._closing_since += late
+            self._closing_since = min(now, self._closing_since + late)
