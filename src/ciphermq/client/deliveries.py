@@ -42,6 +42,10 @@ class Consumer:
         self._on_delivery = on_delivery
         self._on_cancelled = on_cancelled
 
+    def started(self, consumer: int) -> None:
+        """The broker knows it by this number."""
+        self.number = consumer
+
     def deliver(self, frame: DeliverFrame) -> None:
         """A batch came."""
         delivery = BrokerDelivery(self, frame)

@@ -54,6 +54,7 @@ class Feed:
         self._served: Session | None = None
         self._changed = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
+        self._stopping = False
 
     @property
     def consuming(self) -> bool:
@@ -80,11 +81,13 @@ class Feed:
     async def stop(self, limit: float) -> None:
         """Give back what isn't settled, and wait until the broker has confirmed what is; no
         longer than `limit` seconds, for what it doesn't hear of comes again."""
-        if self._serving is not None:
-            self._serving.cancel()
-            await asyncio.gather(self._serving, return_exceptions=True)
+        self._stopping = True
+        self._changed.set()
         try:
             async with asyncio.timeout(limit):
+                if self._serving is not None:
+                    # Not cancelled at once: a consumer that is just being started must be ended.
+                    await self._serving
                 for consumer in self._consumers:
                     if consumer.session.alive:
                         await consumer.session.cancel(consumer.number, release=True)
@@ -92,6 +95,8 @@ class Feed:
         except (TimeoutError, CipherMQError) as error:
             _log.info("the receiver stopped without the broker's word", error=str(error))
         finally:
+            if self._serving is not None:
+                self._serving.cancel()
             self._core.line.leave(self)
             self._buffer.clear()
             self._consumers.clear()
@@ -101,24 +106,32 @@ class Feed:
     async def _serve(self) -> None:
         backoff = Backoff()
         try:
-            while True:
+            while not self._stopping:
                 session = self._core.line.current
                 if session is None or session is self._served:
-                    await self._changed.wait()
-                    self._changed.clear()
+                    await self._change(None)
                     continue
                 try:
                     await self._consume_on(session)
                     self._served = session
                     backoff.reset()
                 except (ConnectionLost, Unavailable):
-                    await asyncio.sleep(backoff.next())
+                    await self._change(backoff.next())
                 except WaitTimeout as error:
                     # Without an answer nobody knows whether the consumer is there: begin anew.
                     _log.warning("the broker doesn't answer", error=str(error))
                     session.close("no answer")
         except CipherMQError as error:
             self._fail(error)
+
+    async def _change(self, limit: float | None) -> None:
+        """Wait until something changes, or so many seconds."""
+        try:
+            async with asyncio.timeout(limit):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+        self._changed.clear()
 
     async def _consume_on(self, session: Session) -> None:
         session.check_clock()
@@ -130,7 +143,7 @@ class Feed:
         self._credit = self._credit.successor()
         consumer = Consumer(session, self._credit, self._delivered, self._cancelled)
         credit = self._credit.open()
-        consumer.number = await session.consume(self.queue, self.name, credit, consumer)
+        await session.consume(self.queue, self.name, credit, consumer)
         self._consumers.append(consumer)
         self._forget_idle()
 

@@ -125,32 +125,36 @@ class Inbox:
     # --- the application's side -----------------------------------------------------------
 
     @contextmanager
-    def transaction(self, work: Message | Batch) -> Iterator[sqlite3.Connection]:
+    def transaction(self, *work: Message | Batch) -> Iterator[sqlite3.Connection]:
         """Commit the block's effect together with the note that `work` is done.
 
         Yields the database. The block must neither commit nor roll back; when it raises, nothing
         of it stays. A batch shows, inside the block, only what is still to be done of it.
 
-        Raises `AlreadyDone` before the block when a receiver that shares this Inbox was faster:
-        there is nothing left to do, and it will be acked.
+        Raises `AlreadyDone` before the block when receivers that share this Inbox were faster
+        with all of it: there is nothing left to do, and it will be acked.
         """
-        settling = work.settling
-        if settling.memory not in (None, self):
-            raise UsageError("this message came through another Inbox than the one it is done in")
+        for each in work:
+            if each.settling.memory not in (None, self):
+                raise UsageError("a message came through another Inbox than it is to be done in")
+        fresh: list[Bitmap] = []
         with self._store.transaction() as connection:
-            done = self._done(settling.origin)
-            fresh = work.bits & ~done
-            if fresh:
-                if isinstance(work, Batch):
-                    work.narrow(fresh)
+            for each in work:
+                fresh.append(each.bits & ~self._done(each.settling.origin))
+                if isinstance(each, Batch):
+                    each.narrow(fresh[-1])
+            if any(fresh):
                 yield connection
-                self._mark(settling.origin, fresh)
-        settling.committed |= fresh
-        settling.forget(work.bits & done)
-        if not fresh:
+            for each, bits in zip(work, fresh, strict=True):
+                if bits:
+                    self._mark(each.settling.origin, bits)
+        for each, bits in zip(work, fresh, strict=True):
+            each.settling.committed |= bits
+            each.settling.forget(each.bits & ~bits)
+        if not any(fresh):
             raise AlreadyDone(
-                f"{ids.message_id(settling.origin.batch_id, 0)} from {settling.origin.sender}: "
-                "another receiver that shares this Inbox has done it meanwhile"
+                f"{', '.join(map(str, work))}: another receiver that shares this Inbox has done "
+                "it meanwhile"
             )
 
     def apply(self, work: Message | Batch, effect: Callable[[sqlite3.Connection], object]) -> bool:

@@ -52,6 +52,9 @@ _log = get_logger("client")
 class Sink(Protocol):
     """Where the deliveries of one consumer go."""
 
+    def started(self, consumer: int) -> None:
+        """The broker has given it this number. Deliveries may come in the same moment."""
+
     def deliver(self, frame: DeliverFrame) -> None: ...
     def cancelled(self, error: Refused) -> None:
         """The broker has ended the consumer."""
@@ -169,17 +172,16 @@ class Session:
         finally:
             self._requests.pop(number, None)
 
-    async def consume(self, queue: str, name: str, credit: int, sink: Sink) -> int:
-        """Begin to consume; the consumer's number. Deliveries go to `sink`, even those that come
-        before the caller runs again."""
+    async def consume(self, queue: str, name: str, credit: int, sink: Sink) -> None:
+        """Begin to consume. Deliveries go to `sink`, even those that come before the caller runs
+        again."""
         members = {"queue": queue, "name": name, "credit": credit}
         number = self._request(frames.Consume, members)
         self._consuming[number] = sink
         try:
-            consumer: int = await self._answer(number, frames.Consume)
+            await self._answer(number, frames.Consume)
         finally:
             self._consuming.pop(number, None)
-        return consumer
 
     async def cancel(self, consumer: int, *, release: bool) -> None:
         """End a consumer. With `release` what it holds goes back to the queue."""
@@ -312,6 +314,7 @@ class Session:
         if sink is not None:
             # Now, not when the waiting task runs: the first deliveries may be right behind.
             self._sinks[frame.result] = sink
+            sink.started(frame.result)
         answer = self._requests.pop(frame.request, None)
         if answer is not None and not answer.done():
             answer.set_result(frame.result)

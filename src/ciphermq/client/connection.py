@@ -1,0 +1,389 @@
+"""The client: one connection to the broker, and everything that can be done with it.
+
+::
+
+    async with ciphermq.connect(identity="alice") as client:
+        await client.sender("bob").send("hello")
+
+`connect` makes the first connection, and raises what keeps it from being made. From then on the
+connection is mended whenever it breaks, for ever: sends and requests wait for it, each within its
+own time-out, and receivers just go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from ciphermq import limits
+from ciphermq.client import places
+from ciphermq.client.core import Core, Patience
+from ciphermq.client.directory import Directory
+from ciphermq.client.fetching import fetch
+from ciphermq.client.identity import Identity
+from ciphermq.client.inbox import Inbox
+from ciphermq.client.lane import Route, Sealer
+from ciphermq.client.messages import Message
+from ciphermq.client.opening import Unsealer
+from ciphermq.client.publisher import Publisher
+from ciphermq.client.receiver import Receiver
+from ciphermq.client.sender import Sender
+from ciphermq.client.session import now_ms
+from ciphermq.directory.records import VerifiedRecord
+from ciphermq.errors import UsageError
+from ciphermq.model import ids
+from ciphermq.model.topology import ExchangeType
+from ciphermq.net.options import LinkOptions
+from ciphermq.wire.cmq2 import frames
+
+HOME_VARIABLE: Final = "CIPHERMQ_HOME"
+IDENTITY_VARIABLE: Final = "CIPHERMQ_IDENTITY"
+PASSPHRASE_VARIABLE: Final = "CIPHERMQ_PASSPHRASE"  # noqa: S105 - its name, not its value
+URL_VARIABLE: Final = "CIPHERMQ_URL"
+
+
+class Client:
+    """A connection to the broker, as one identity. Made by `connect`; of one event loop."""
+
+    def __init__(self, core: Core, window: int) -> None:
+        self._core = core
+        self._window = window
+        self._publisher = Publisher(core.line, window)
+        self._directory = Directory(core)
+        self._sealer = Sealer(core, self._directory)
+        self._unsealer = Unsealer(core)
+        self._senders: list[Sender] = []
+        self._receivers: list[Receiver] = []
+
+    @property
+    def name(self) -> str:
+        """This client's id, and the name of its inbox queue."""
+        return self._core.name
+
+    @property
+    def identity(self) -> Identity:
+        """Who it is."""
+        return self._core.identity
+
+    @property
+    def url(self) -> str:
+        """The broker's address."""
+        return self._core.line.url
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is up at this moment."""
+        return self._core.line.current is not None
+
+    @property
+    def connections(self) -> int:
+        """How many connections were made so far: 1 and the replaced ones."""
+        return self._core.line.sessions
+
+    # --- messages -------------------------------------------------------------------------------
+
+    def sender(
+        self,
+        to: str | Iterable[str],
+        *,
+        queue: str | None = None,
+        exchange: str = "",
+        routing_key: str = "",
+        ttl: float | None = None,
+        timeout: float | None = None,
+        window: int | None = None,
+        batch_bytes: int = limits.SEND_BATCH,
+    ) -> Sender:
+        """A sender of messages that only the clients `to` can open.
+
+        They go to the inbox of each, or to `queue`, or through `exchange` with `routing_key`.
+        `ttl`: seconds that each message lives, where `send` doesn't say otherwise. `timeout`:
+        seconds for a confirmation. `window`: unconfirmed batches at a time. `batch_bytes`: how
+        large a batch may grow while more is waiting; larger ones make each message cheaper,
+        smaller ones make it wait less.
+        """
+        if queue is not None and (exchange or routing_key):
+            raise UsageError("a sender has a queue, or an exchange with its routing key, not both")
+        sender = Sender(
+            self._publisher,
+            self._sealer,
+            Route(to, exchange, routing_key if queue is None else queue),
+            timeout=self._core.patience.send if timeout is None else timeout,
+            ttl=ttl,
+            window=self._window if window is None else window,
+            batch_bytes=batch_bytes,
+        )
+        self._senders.append(sender)
+        return sender
+
+    def receiver(
+        self,
+        queue: str | None = None,
+        *,
+        inbox: Inbox | None = None,
+        prefetch: int = limits.DEFAULT_PREFETCH,
+        limit: int | None = None,
+        timeout: float | None = None,
+        name: str | None = None,
+    ) -> Receiver:
+        """A receiver of the messages in `queue`, by default this client's own inbox queue.
+
+        With `inbox`, what is done already is not shown again. `prefetch`: messages in hand at a
+        time; with few, competing receivers share more evenly. `limit`: how many messages to show
+        in all. `timeout`: seconds without a message after which asking for the next one raises
+        `WaitTimeout`; None: for ever. `name`: a receiver that starts under the name of an earlier
+        one of this client takes over from it.
+        """
+        if prefetch < 1 or (limit is not None and limit < 1):
+            raise UsageError("prefetch and limit are 1 or more")
+        receiver = Receiver(
+            self._core,
+            self._unsealer,
+            self.name if queue is None else queue,
+            name=name,
+            prefetch=min(prefetch, limits.MAX_CREDIT if limit is None else limit),
+            inbox=inbox,
+            limit=limit,
+            timeout=timeout,
+        )
+        self._receivers.append(receiver)
+        return receiver
+
+    async def fetch(self, queue: str | None = None, messages: int = 1) -> list[Message]:
+        """The oldest messages in `queue`, at least so many if there are, in whole batches; none
+        when it is empty. Settle them with `Message.ack` and its kin; what isn't settled when the
+        connection ends comes again."""
+        return await fetch(self._core, self._unsealer, queue or self.name, messages)
+
+    # --- keys -----------------------------------------------------------------------------------
+
+    async def register_key(self) -> bytes:
+        """Register this client's key record with the broker, renewed if need be, which also
+        makes its inbox queue; the record. Receivers do so by themselves."""
+        return await self._core.register_key()
+
+    async def rotate_key(self) -> bytes:
+        """Take a new sealing key into use and register it; the record. What was sealed to the
+        former key can still be opened."""
+        await asyncio.to_thread(self.identity.rotate_key, now_ms())
+        return await self._core.register_key()
+
+    async def key_record(self, client: str) -> VerifiedRecord:
+        """The key record of `client`, verified and remembered, as it is before sealing.
+
+        Raises `UnknownReceiver` or another `KeyRecordError`.
+        """
+        self._directory.forget(client)
+        return await self._directory.record(client)
+
+    # --- queues and exchanges --------------------------------------------------------------------
+
+    async def declare_queue(self, name: str, **properties: Any) -> None:
+        """Make a queue, which this client will own; nothing happens if it is there, just so.
+
+        `properties` are members of `ciphermq.model.topology.QueueSpec`. Raises
+        `PreconditionFailed` when it is there with others, `BadRequest` for an unknown one.
+        """
+        queue = {"name": name, **properties}
+        await self._core.ask(frames.Declare, again=True, queue=queue)
+
+    async def declare_exchange(
+        self, name: str, kind: ExchangeType | str = ExchangeType.DIRECT
+    ) -> None:
+        """Make an exchange, which this client will own; nothing happens if it is there, just so."""
+        exchange = {"name": name, "type": ExchangeType(kind).value}
+        await self._core.ask(frames.Declare, again=True, exchange=exchange)
+
+    async def delete_queue(
+        self, name: str, *, if_empty: bool = False, if_unused: bool = False
+    ) -> int:
+        """Delete a queue; how many messages were in it."""
+        lost: int = await self._core.ask(
+            frames.Delete, queue=name, if_empty=if_empty, if_unused=if_unused
+        )
+        return lost
+
+    async def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
+        """Delete an exchange and its bindings."""
+        await self._core.ask(frames.Delete, exchange=name, if_unused=if_unused)
+
+    async def bind(self, exchange: str, queue: str, routing_key: str = "") -> None:
+        """Have `exchange` pass on what matches `routing_key` to `queue`, too."""
+        await self._core.ask(
+            frames.Bind, again=True, exchange=exchange, queue=queue, routing_key=routing_key
+        )
+
+    async def unbind(self, exchange: str, queue: str, routing_key: str = "") -> None:
+        """The reverse of `bind`."""
+        await self._core.ask(
+            frames.Unbind, again=True, exchange=exchange, queue=queue, routing_key=routing_key
+        )
+
+    async def purge(self, queue: str) -> int:
+        """Remove all that waits in a queue; how many messages."""
+        removed: int = await self._core.ask(frames.Purge, queue=queue)
+        return removed
+
+    async def peek(self, queue: str, batches: int = 10) -> list[dict[str, Any]]:
+        """What can be seen of a queue's first batches without a key."""
+        rows: list[dict[str, Any]] = await self._core.ask(
+            frames.Peek, again=True, queue=queue, batches=batches
+        )
+        return rows
+
+    async def redrive(self, queue: str, messages: int | None = None) -> int:
+        """Move dead letters from `queue` back to where they were, all or so many; how many."""
+        moved: int = await self._core.ask(frames.Redrive, queue=queue, messages=messages)
+        return moved
+
+    async def list(self, what: str, prefix: str = "") -> AsyncIterator[dict[str, Any]]:
+        """All `queues`, `exchanges`, `bindings`, `consumers` or `connections` that this client
+        may see, by name."""
+        offset = 0
+        while True:
+            page = await self._core.ask(
+                frames.List, again=True, what=what, prefix=prefix, offset=offset
+            )
+            for row in page:
+                yield row
+            offset += len(page)
+            if len(page) < limits.MAX_LISTING:
+                return
+
+    async def status(self) -> dict[str, dict[str, Any]]:
+        """The broker's counters: maps of server, engine, journal and catalog."""
+        status: dict[str, dict[str, Any]] = await self._core.ask(frames.Status, again=True)
+        return status
+
+    async def trace(self, message_id: str) -> dict[str, Any] | None:
+        """What became of a message's batch; None when the broker doesn't know it."""
+        batch_id, _ = ids.parse_message_id(message_id)
+        row: dict[str, Any] | None = await self._core.ask(
+            frames.Trace, again=True, batch_id=batch_id
+        )
+        return row
+
+    async def ask(self, kind: type[frames.Request], **members: Any) -> Any:
+        """Any request of the protocol (`ciphermq.wire.cmq2.frames`), asked once.
+
+        Raises the broker's refusal; `WaitTimeout`; `ConnectionLost` when the connection ends
+        before the answer, so that nobody knows whether it was done.
+        """
+        return await self._core.ask(kind, **members)
+
+    # --- end --------------------------------------------------------------------------------------
+
+    async def close(self, error: BaseException | None = None) -> None:
+        """End everything in order: receivers give back what isn't done, senders wait for their
+        confirmations. `error` is why the program ends, for messages that are in hand."""
+        try:
+            for receiver in self._receivers:
+                await receiver.close(error)
+            async with asyncio.timeout(self._core.patience.close):
+                for sender in self._senders:
+                    await sender.close()
+        except TimeoutError:
+            pass  # what is under way is abandoned, and its senders are told
+        finally:
+            self._publisher.close()
+            await self._core.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close(error)
+
+
+class Connecting:
+    """What `connect` gives: ``async with`` it, or ``await`` it for a client to close by hand."""
+
+    def __init__(self, open_client: Callable[[], Awaitable[Client]]) -> None:
+        self._open = open_client
+        self._client: Client | None = None
+
+    def __await__(self) -> Generator[Any, None, Client]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Client:
+        self._client = await self._open()
+        return self._client
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._client is not None:
+            await self._client.close(error)
+
+
+def connect(
+    url: str | None = None,
+    *,
+    identity: Identity | str | Path | None = None,
+    passphrase: str | None = None,
+    wait: float = 0.0,
+    connect_timeout: float = limits.CONNECT_TIMEOUT,
+    request_timeout: float = limits.REQUEST_TIMEOUT,
+    send_timeout: float = limits.SEND_TIMEOUT,
+    close_timeout: float = limits.CLOSE_TIMEOUT,
+    send_window: int = limits.SEND_WINDOW,
+    options: LinkOptions | None = None,
+) -> Connecting:
+    """Connect to the broker at `url` as `identity`.
+
+    `identity`: one that is loaded, its directory, or its name in the deployment ($CIPHERMQ_HOME)
+    or among the user's own; by default $CIPHERMQ_IDENTITY, else the only one there is. `url`: by
+    default $CIPHERMQ_URL, else the identity's. `passphrase`: by default $CIPHERMQ_PASSPHRASE.
+
+    Times are in seconds. `wait`: how long to go on trying when the broker can't be reached; by
+    default the first failure is raised. `connect_timeout`: for each step of one try.
+    `request_timeout`: for an answer, `send_timeout`: for a confirmation, both with the wait for a
+    connection; `close_timeout`: for what is under way at the end. `send_window`: unconfirmed
+    batches at a time.
+
+    Raises `IdentityError`; `ConnectFailed`, `TlsFailed`, `ProtocolNotOffered`, `WaitTimeout`.
+    """
+    if send_window < 1:
+        raise UsageError("send_window is 1 or more")
+    patience = Patience(
+        connect=connect_timeout, request=request_timeout, send=send_timeout, close=close_timeout
+    )
+
+    async def open_client() -> Client:
+        who = identity
+        if not isinstance(who, Identity):
+            # It reads disks and stretches a passphrase, which takes half a second.
+            who = await asyncio.to_thread(_load, who, passphrase)
+        where = url or os.environ.get(URL_VARIABLE) or who.url
+        if not where:
+            raise UsageError(f"where is the broker? {who.path} has no url: give one")
+        link = options or LinkOptions(
+            connect_timeout=connect_timeout, handshake_timeout=connect_timeout
+        )
+        core = Core(who, where, patience, link)
+        client = Client(core, send_window)
+        await core.start(wait)
+        return client
+
+    return Connecting(open_client)
+
+
+def _load(selector: str | Path | None, passphrase: str | None) -> Identity:
+    chosen = selector or os.environ.get(IDENTITY_VARIABLE)
+    home = os.environ.get(HOME_VARIABLE)
+    default = Path() if Path("ca").is_dir() else Path("ciphermq")
+    path = places.find(None if chosen is None else str(chosen), Path(home) if home else default)
+    secret = passphrase if passphrase is not None else os.environ.get(PASSPHRASE_VARIABLE)
+    return Identity.load(path, secret)

@@ -1,0 +1,100 @@
+"""A real broker inside the test's own event loop: journal, catalog, TLS and all.
+
+::
+
+    async with running_broker(deployment) as broker:
+        async with connect(broker.url, identity=deployment.load("alice")) as client: ...
+
+`stop` ends it in order, `crash` as a SIGKILL would as far as its clients can see; `start` brings it
+back on the same port with what is on its disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from ciphermq.catalog import AtRestKey, SqliteCatalog
+from ciphermq.cli.processes import free_port
+from ciphermq.engines.embedded import EmbeddedEngine
+from ciphermq.errors import ConnectionLost
+from ciphermq.net import address
+from ciphermq.net.options import LinkOptions
+from ciphermq.server.server import Server
+from ciphermq.settings import load_server_settings
+from support.deployment import Deployment
+
+
+class Broker:
+    """A broker that can be stopped, crashed and started again."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        options: LinkOptions | None = None,
+        sections: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """`sections`: settings over those of the deployment, by section."""
+        settings = load_server_settings(deployment.config)
+        server = settings.server.model_copy(
+            update={"address": ("127.0.0.1", free_port()), "drain_seconds": 0.2}
+        )
+        changed = {
+            name: getattr(settings, name).model_copy(update=dict(values))
+            for name, values in (sections or {}).items()
+        }
+        self.settings = settings.model_copy(update={"server": server, **changed})
+        self.options = options
+        self.server: Server
+        self.engine: EmbeddedEngine
+        self.catalog: SqliteCatalog
+
+    @property
+    def url(self) -> str:
+        """For clients."""
+        return f"cmq://{address.spell(self.settings.server.address)}"
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self.settings.server.address[1]
+
+    async def start(self) -> None:
+        """Serve, with what is on the disk."""
+        storage = self.settings.storage
+        storage.directory.mkdir(parents=True, exist_ok=True)
+        key = AtRestKey.load(storage.at_rest_key_path)
+        self.engine = EmbeddedEngine(storage.journal_directory)
+        self.catalog = SqliteCatalog(storage.catalog_path, key)
+        self.server = Server(self.settings, self.engine, self.catalog, options=self.options)
+        await self.server.start()
+
+    async def stop(self) -> None:
+        """End in order. Idempotent."""
+        await self.server.stop()
+
+    async def crash(self) -> None:
+        """End without a word to anybody."""
+        self.cut()
+        await self.server.stop()
+
+    def cut(self) -> None:
+        """Break every connection at this moment; the broker goes on."""
+        for link in list(self.server.listener.links):
+            link.abort(ConnectionLost("the test cut it"))
+
+
+@asynccontextmanager
+async def running_broker(
+    deployment: Deployment,
+    options: LinkOptions | None = None,
+    **sections: Mapping[str, Any],
+) -> AsyncIterator[Broker]:
+    """A broker that is ready, stopped at the end of the block."""
+    broker = Broker(deployment, options, sections)
+    await broker.start()
+    try:
+        yield broker
+    finally:
+        await broker.stop()
