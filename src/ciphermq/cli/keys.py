@@ -309,7 +309,7 @@ def _print(about: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(about)
         return
-    digest = about["certificate_key"]
-    if digest is not None:
-        about["certificate_key"] = spell(bytes.fromhex(digest))
+    for digest in ("certificate_key", "refused_key"):
+        if about.get(digest) is not None:
+            about[digest] = spell(bytes.fromhex(about[digest]))
     print_fields(about)

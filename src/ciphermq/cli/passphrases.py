@@ -86,12 +86,12 @@ def _ask_optional(what: str) -> str | None:
     """Nobody to ask means none, as an empty line does: the files' permissions protect them."""
     if not sys.stdin.isatty():
         return None
-    typed = typer.prompt(
-        f"New passphrase for {what} (empty: none)",
-        default="",
-        show_default=False,
-        hide_input=True,
-        confirmation_prompt=True,
-        err=True,
-    )
-    return str(typed) or None
+    while typed := _hidden(f"New passphrase for {what} (empty: none)"):
+        if _hidden("Repeat for confirmation") == typed:
+            return typed
+        typer.echo("The two don't match: again, please.", err=True)
+    return None
+
+
+def _hidden(prompt: str) -> str:
+    return str(typer.prompt(prompt, default="", show_default=False, hide_input=True, err=True))

@@ -1,0 +1,39 @@
+"""A broker in a thread of its own, for tests of commands, which bring their own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from support.broker import Broker, running_broker
+from support.deployment import Deployment
+
+
+@contextmanager
+def background_broker(deployment: Deployment) -> Iterator[Broker]:
+    """The broker of `deployment`, running until the block ends."""
+    started = threading.Event()
+    found: list[Broker] = []
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def live() -> None:
+        try:
+            async with running_broker(deployment) as broker:
+                found.append(broker)
+                started.set()
+                await stop.wait()
+        finally:
+            started.set()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(live(),))
+    thread.start()
+    try:
+        started.wait(30)
+        yield found[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(30)
+        loop.close()
