@@ -18,6 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
+from ciphermq.cli import deployment
+from ciphermq.cli.common import HOME_VARIABLE
+from ciphermq.client import enrol
 from ciphermq.errors import Unfinished, WaitTimeout
 
 START_TIMEOUT: Final = 30.0
@@ -168,7 +171,7 @@ class Stage:
     def broker(self) -> Process:
         """The broker, ready to serve."""
         process = self.start("broker", "server", "--config", str(self.deployment.config))
-        process.wait_for(r"ready")
+        process.wait_for("ciphermq ready on")
         return process
 
 
