@@ -7,6 +7,7 @@ its output in a file. Nothing outlives the program that started it: not an error
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import secrets
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
+import ciphermq
 from ciphermq.cli import deployment
 from ciphermq.cli.common import HOME_VARIABLE
 from ciphermq.client import enrol
@@ -173,6 +175,14 @@ class Stage:
         process = self.start("broker", "server", "--config", str(self.deployment.config))
         process.wait_for("ciphermq ready on")
         return process
+
+    def register(self, name: str) -> None:
+        """Have the broker know a client's key before anybody seals to it."""
+        asyncio.run(self._connect(name))
+
+    async def _connect(self, name: str) -> None:
+        async with ciphermq.connect(identity=self.deployment.identity(name)) as client:
+            await client.register_key()
 
 
 def free_port() -> int:
