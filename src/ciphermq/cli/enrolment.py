@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ciphermq.cli import passphrases
+from ciphermq.cli.common import HOME_VARIABLE
 
 if TYPE_CHECKING:
     from ciphermq.cli.deployment import Deployment
@@ -67,6 +70,13 @@ def describe(path: Path) -> dict[str, Any]:
     from ciphermq.client import view
 
     return view.describe(path, now_ms())
+
+
+def home_words(home: Path | None) -> str:
+    """`` --home DIR`` for a suggested command, where it would not find `home` by itself."""
+    if home is None or os.environ.get(HOME_VARIABLE) == str(home):
+        return ""
+    return f" --home {shlex.quote(str(home))}"
 
 
 def until(entry: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from ciphermq.cli.enrolment import (
     NoPassphraseOption,
     SuiteOption,
     describe,
+    home_words,
     now_ms,
     open_authority,
     suite_named,
@@ -98,7 +99,7 @@ def add(
     for entry in made:
         print(f"Made {entry['name']} in {entry['directory']}, {until(entry)}.")
     name = shlex.quote(names[0])
-    at = "" if home is None else f" --home {shlex.quote(str(home))}"
+    at = home_words(home)
     print(f"\nNext:\n  ciphermq receive --identity {name}{at}")
     print(f"  ciphermq identity export {name}{at}       to take it to another machine")
 

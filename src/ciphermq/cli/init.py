@@ -11,6 +11,7 @@ import typer
 
 from ciphermq.cli import passphrases
 from ciphermq.cli.common import HOME_VARIABLE, JsonOption
+from ciphermq.cli.enrolment import home_words
 from ciphermq.cli.output import print_json
 
 _DEFAULT = Path("ciphermq")
@@ -100,7 +101,7 @@ def init(
     protection = "its key is under your passphrase"
     if authority_passphrase is None:
         protection = "its key is IN THE CLEAR (--no-passphrase): not for production"
-    at = "" if directory == _DEFAULT else f" --home {shlex.quote(str(directory))}"
+    at = "" if directory == _DEFAULT else home_words(directory)
     server = "" if directory == _DEFAULT else f" --config {shlex.quote(str(made.config))}"
     print(
         f"""Made a deployment in {made.home}:
