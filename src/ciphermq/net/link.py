@@ -33,6 +33,7 @@ OnLost = Callable[[CipherMQError | None], None]
 _OWN_REQUEST: Final = 0
 """Request id of a link's own PINGs, whose answers go no further."""
 
+_CONCERN_THE_LINK: Final = frozenset({Ping, Ok, Hello, Close, Error})
 _MAX_REASON: Final = 4096
 
 
@@ -239,11 +240,15 @@ class Link(asyncio.BufferedProtocol):
             now = self._loop.time()
             self._watch.heard(now, frames=bool(frames), mid_frame=machine.mid_frame)
             for frame in frames:
-                self._handle(frame)
+                if type(frame) in _CONCERN_THE_LINK:
+                    self._handle(frame)
+                else:
+                    self._on_frame(frame)
         if machine.fault is not None:
             self.fail(machine.fault)
 
     def _handle(self, frame: Frame) -> None:
+        """A frame that the link has a part in."""
         if isinstance(frame, Ping):
             self.send(Ok(request=frame.request))
             return

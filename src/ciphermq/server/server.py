@@ -78,6 +78,7 @@ class Server:
         )
         self._failure: asyncio.Future[None] | None = None
         self._reminder: asyncio.TimerHandle | None = None
+        self._stopped = False
 
     # --- life -------------------------------------------------------------------------------
 
@@ -115,6 +116,9 @@ class Server:
 
     async def stop(self) -> None:
         """Let clients finish for `server.drain_seconds`, then close everything. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
         self.listener.stop()
         if self._reminder is not None:
             self._reminder.cancel()

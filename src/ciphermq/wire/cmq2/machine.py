@@ -28,7 +28,7 @@ from ciphermq.errors import (
 )
 from ciphermq.wire.cmq2.codec import HEAD, LENGTH_SIZE, Buffer, decode, encode
 from ciphermq.wire.cmq2.frames import Frame, FrameType, Hello
-from ciphermq.wire.cmq2.numbering import Numbering
+from ciphermq.wire.cmq2.numbering import NUMBERED, Numbering
 from ciphermq.wire.cmq2.table import (
     AFTER_OWN,
     AFTER_PEER,
@@ -86,8 +86,7 @@ class Cmq2Machine:
         length = sum(map(len, pieces)) - LENGTH_SIZE
         if length > most:
             raise LocalProtocolError(f"a {kind.name} frame of {length} bytes; at most {most}")
-        wrong = self._numbering.check(frame)
-        if wrong:
+        if isinstance(frame, NUMBERED) and (wrong := self._numbering.check(frame)):
             raise LocalProtocolError(wrong)
         if kind in _MOVING:
             self.ours = AFTER_OWN[self.ours, kind]
@@ -183,8 +182,7 @@ class Cmq2Machine:
 
     def _take(self, kind: int, body: memoryview) -> None:
         frame = decode(kind, body)
-        wrong = self._numbering.check(frame)
-        if wrong:
+        if isinstance(frame, NUMBERED) and (wrong := self._numbering.check(frame)):
             raise MalformedFrame(wrong)
         if isinstance(frame, Hello) and frame.version != VERSION:
             raise RemoteProtocolError(

@@ -7,14 +7,11 @@ the receiver's finds the peer's, and neither has to be ready for an answer to no
 
 from __future__ import annotations
 
-from ciphermq.wire.cmq2.frames import (
-    AckFrame,
-    ConfirmFrame,
-    ConfirmKind,
-    Frame,
-    PublishFrame,
-    Return,
-)
+from typing import Final
+
+from ciphermq.wire.cmq2.frames import AckFrame, ConfirmFrame, ConfirmKind, PublishFrame, Return
+
+NUMBERED: Final = (PublishFrame, AckFrame, ConfirmFrame, Return)
 
 
 class Numbering:
@@ -24,20 +21,18 @@ class Numbering:
         self._asked = {ConfirmKind.PUBLISH: 0, ConfirmKind.ACK: 0}
         self._confirmed = {ConfirmKind.PUBLISH: 0, ConfirmKind.ACK: 0}
 
-    def check(self, frame: Frame) -> str:
+    def check(self, frame: PublishFrame | AckFrame | ConfirmFrame | Return) -> str:
         """Take note of `frame`; what is wrong with its number, or nothing."""
         if isinstance(frame, PublishFrame):
             return self._ask(ConfirmKind.PUBLISH, frame.seq)
         if isinstance(frame, AckFrame):
             return self._ask(ConfirmKind.ACK, frame.number)
-        if isinstance(frame, ConfirmFrame):
-            wrong = self._answer("CONFIRM", frame.kind, frame.number)
-            if not wrong:
-                self._confirmed[frame.kind] = frame.number
-            return wrong
         if isinstance(frame, Return):
             return self._answer("RETURN", ConfirmKind.PUBLISH, frame.seq)
-        return ""
+        wrong = self._answer("CONFIRM", frame.kind, frame.number)
+        if not wrong:
+            self._confirmed[frame.kind] = frame.number
+        return wrong
 
     def _ask(self, kind: ConfirmKind, number: int) -> str:
         expected = self._asked[kind] + 1
