@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import subprocess
-import sys
+import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import typer
+import typer.main
 
 from ciphermq import errors, limits
+from ciphermq.cli import errors as endings
+from ciphermq.cli.main import app
 from ciphermq.settings.server import sections
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
@@ -94,16 +100,49 @@ def settings_page() -> str:
 
 
 def command_page() -> str:
-    """What typer says of every command and option."""
-    made = subprocess.run(
-        [sys.executable, "-m", "typer", "ciphermq.cli.main", "utils", "docs", "--name", "ciphermq"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
+    """Every command with its arguments and options; those that many share, only once."""
+    commands = list(_commands(typer.main.get_command(app), None))
+    shared = Counter(record for _, _, records in commands for record in records)
+    common = [record for record, count in shared.items() if count > 8]
+    page = [f"# The command line\n\n{NOTICE}{_statuses()}\n## Options that many commands have\n"]
+    page += _rows(common)
+    for usage, text, records in commands:
+        page.append(f"\n## {usage[0]}\n\n```\n{' '.join(usage)}\n```\n\n{text}\n")
+        page += _rows([record for record in records if record not in common])
+        if names := [_long_name(record) for record in records if record in common]:
+            page.append(f"\nAlso {', '.join(names)}.")
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(page)) + "\n"
+
+
+def _commands(
+    command: Any, parent: typer.Context | None
+) -> Iterator[tuple[list[str], str, list[tuple[str, str]]]]:
+    """Usage (command, then its arguments), help, and a row for each argument and option."""
+    context = typer.Context(command, info_name=command.name or "ciphermq", parent=parent)
+    usage = [context.command_path, *command.collect_usage_pieces(context)]
+    records = [record for param in command.params if (record := param.get_help_record(context))]
+    if hasattr(command, "commands"):
+        for name in command.commands:
+            yield from _commands(command.commands[name], context)
+    else:
+        yield usage, (command.help or "").strip(), records
+
+
+def _long_name(record: tuple[str, str]) -> str:
+    return f"`{next(word for word in record[0].replace(',', ' ').split() if word[:2] == '--')}`"
+
+
+def _rows(records: list[tuple[str, str]]) -> list[str]:
+    return [f"- `{name}`: {' '.join(text.split())}" for name, text in records]
+
+
+def _statuses() -> str:
+    """The table of exit statuses, from where they are defined."""
+    lines = (endings.__doc__ or "").splitlines()
+    rows = [line.split(None, 1) for line in lines if re.match(r"\d+ ", line)]
+    return "| exit status | meaning |\n| --- | --- |\n" + "".join(
+        f"| {number} | {meaning} |\n" for number, meaning in rows
     )
-    head, _, rest = made.stdout.partition("\n")
-    return f"{head}\n\n{NOTICE}{rest.strip()}\n"
 
 
 PAGES = {

@@ -84,6 +84,8 @@ def why_impossible(words: list[str]) -> str | None:
         if word not in command.commands:
             return f"no command {word!r}"
         command = command.commands[word]
+    if "list" in getattr(command, "commands", ()):
+        command = command.commands["list"]  # what such a group does without a word
     known = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
     known |= {"--help", "--version"}
     for word in rest:
