@@ -77,6 +77,19 @@ it can be believed, so it must fit in memory several times."""
 MAX_IDENTITY_PARTS: Final = 1024
 """Files in an exported identity: a dozen, and one for each sealing key that is still kept."""
 
+MAX_SCRYPT_MEMORY: Final = 1024 * MIB
+"""What opening a file under a passphrase may take: eight times what ours do. A stranger's file
+must not take all of the machine's."""
+
+MAX_SCRYPT_PASSES: Final = 16
+"""As above, for its time: at most this many times what its memory costs."""
+
+MAX_SIGNERS: Final = 1024
+"""Certificates remembered as verified, 2 kB each: as many as send to one receiver in a while."""
+
+AUTHORITY_LIFETIME: Final = 10 * 365 * DAY
+"""Replacing an authority takes a visit to every client; its key signs little and stays offline."""
+
 CERTIFICATE_LIFETIME: Final = 365 * DAY
 """A year: long enough to renew by hand, short enough that it is not forgotten."""
 
@@ -322,6 +335,13 @@ batches that wait, or the broker would give them to another after `ACK_TIMEOUT`.
 
 STORE_TIMEOUT: Final = 30.0
 """How long an Inbox or Outbox waits for another process that is writing to it."""
+
+OUTBOX_POLL: Final = 0.05
+"""How often a relay with nothing to do looks into its Outbox, which any process may add to."""
+
+OUTBOX_HOLD: Final = 10.0
+"""How long a patient relay leaves a route alone that can't be used now: an unknown receiver, a
+changed key, no binding. A person has to do something about it."""
 
 STORE_PRUNE: Final = 3600.0
 """How often an Inbox looks for ids that are older than any message may be."""

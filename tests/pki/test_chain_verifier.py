@@ -70,7 +70,7 @@ def test_the_second_time_gives_the_same() -> None:
 
 
 def test_what_is_remembered_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ciphermq.pki.verify._CACHED_SIGNERS", 2)
+    monkeypatch.setattr(limits, "MAX_SIGNERS", 2)
     judge = verifier()
     ders = [odd.der(odd.certificate(ISSUER)) for _ in range(4)]
     for der in ders * 2:

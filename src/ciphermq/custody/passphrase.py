@@ -19,16 +19,13 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
+from ciphermq import limits
 from ciphermq.errors import PassphraseError
 
 _HEAD: Final = struct.Struct(">4s B B B B 16s 12s")
 _MAGIC: Final = b"CMQP"
 _VERSION: Final = 1
 _TAG: Final = 16
-_MOST_MEMORY: Final = 1 << 30
-"""128 * n * r bytes that opening may take: a strange file must not take all of the machine's."""
-
-_MOST_PASSES: Final = 16
 
 
 class Cost(NamedTuple):
@@ -60,7 +57,8 @@ def open_box(passphrase: bytes, box: bytes, label: bytes, what: str) -> bytes:
     magic, version, log_n, r, p, salt, nonce = _HEAD.unpack_from(box)
     if magic != _MAGIC or version != _VERSION:
         raise PassphraseError(f"{what} is of a kind this program doesn't know")
-    if not (1 <= log_n <= 30 and r and 1 <= p <= _MOST_PASSES and (r << log_n + 7) <= _MOST_MEMORY):
+    memory = r << log_n + 7  # 128 * n * r
+    if not (log_n and 0 < memory <= limits.MAX_SCRYPT_MEMORY and 0 < p <= limits.MAX_SCRYPT_PASSES):
         raise PassphraseError(
             f"{what} asks for scrypt n=2^{log_n} r={r} p={p}, beyond reason: it is damaged"
         )

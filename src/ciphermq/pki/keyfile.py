@@ -17,12 +17,12 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from ciphermq import limits
 from ciphermq.custody import disk, passphrase, signatures
 from ciphermq.custody.armour import armour, strip_armour
 from ciphermq.errors import IdentityError, PassphraseError
 
 _WRAPPED_LABEL: Final = "CIPHERMQ WRAPPED PASSWORD"
-_MOST_BYTES: Final = 16 * 1024
 
 
 def new_password() -> bytes:
@@ -55,7 +55,7 @@ def read_password(path: Path, phrase: str | None, purpose: str) -> bytes | None:
             "--passphrase-file, or in CIPHERMQ_PASSPHRASE"
         )
     try:
-        box = strip_armour(_WRAPPED_LABEL, disk.read_private(path, limit=_MOST_BYTES))
+        box = strip_armour(_WRAPPED_LABEL, disk.read_private(path, limit=limits.MAX_KEY_FILE))
     except ValueError as error:
         raise PassphraseError(f"{path} is damaged ({error}): restore it from a backup") from error
     return passphrase.open_box(passphrase.to_bytes(phrase), box, purpose.encode(), str(path.parent))
@@ -85,7 +85,7 @@ def read_key(path: Path, password: bytes | None) -> ec.EllipticCurvePrivateKey:
     Raises `IdentityError` when there is none that can be used, `PassphraseError` when the
     password is not its own.
     """
-    pem = disk.read_private(path, limit=_MOST_BYTES)
+    pem = disk.read_private(path, limit=limits.MAX_KEY_FILE)
     try:
         key = serialization.load_pem_private_key(pem, password)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:

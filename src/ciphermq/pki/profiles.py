@@ -21,7 +21,6 @@ from ciphermq import limits
 from ciphermq.errors import AuthorityError, UsageError
 from ciphermq.pki import dates, names
 
-AUTHORITY_LIFETIME: Final = 10 * 365 * limits.DAY
 SERVER_COMMON_NAME: Final = "CipherMQ server"
 """Holds a space, so that it could never be a client id."""
 
@@ -43,7 +42,7 @@ def authority_certificate(key: ec.EllipticCurvePrivateKey, now_ms: int) -> x509.
     now = dates.from_ms(now_ms)
     builder = (
         _builder(subject, subject, key.public_key(), now - _SKEW)
-        .not_valid_after(now + timedelta(seconds=AUTHORITY_LIFETIME))
+        .not_valid_after(now + timedelta(seconds=limits.AUTHORITY_LIFETIME))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(authority=True), critical=True)
         .add_extension(

@@ -36,8 +36,6 @@ from ciphermq.pki import dates, names
 from ciphermq.pki.revocation import RevocationList
 
 _SKEW_MS: Final = limits.CLOCK_SKEW * 1000
-_CACHED_SIGNERS: Final = 1024
-"""Chains remembered as verified; each is about 2 kB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +185,7 @@ class ChainVerifier:
         return path.chain[-1]
 
     def _remember(self, leaf: bytes, verified: _Verified) -> None:
-        if len(self._signers) >= _CACHED_SIGNERS:
+        if len(self._signers) >= limits.MAX_SIGNERS:
             self._signers.popitem(last=False)
         self._signers[leaf] = verified
 
