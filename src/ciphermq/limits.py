@@ -105,6 +105,27 @@ CRL_WARNING: Final = 10 * DAY
 MAX_CRL: Final = 4 * MIB
 """About 100,000 revoked certificates."""
 
+# --- CipherMQ 1.x ---------------------------------------------------------------------------
+
+MAX_ONEX_MESSAGE: Final = 1 * MIB
+"""One message of 1.x as JSON, so three quarters of that as text: it fits where a batch does."""
+
+MAX_ONEX_ID: Final = 255
+"""Its id: those of 1.x clients have about 40 characters. PostgreSQL has them in an index."""
+
+MAX_ONEX_BATCH: Final = 20_000
+"""Messages in one ``publish_batch``: the largest batch that 1.x was ever measured with."""
+
+MAX_LINE: Final = 4 * KIB
+"""A line of the 1.x protocol that carries no message: three names, or a key."""
+
+MAX_BATCH_LINE: Final = 12 * MIB
+"""A ``publish_batch``: `MAX_ONEX_BATCH` messages as small as those that 1.x was measured with."""
+
+MAX_REASON: Final = 500
+"""Characters of an error in the 1.x protocol, which may quote what the client sent: in any script
+it fits a line together with an id."""
+
 # --- frames and connections ------------------------------------------------------------------
 
 MAX_SMALL_FRAME: Final = 256 * KIB
