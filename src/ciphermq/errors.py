@@ -29,6 +29,7 @@
     │   ├── WrapRefused                the session key does not open
     │   ├── CommitmentMismatch         the session key is not the one committed to
     │   ├── BodyRefused                the body does not open
+    │   ├── OnexNotEnabled             a 1.x message, at an identity that takes none
     │   └── DuplicateConflict          one batch id, two contents
     ├── ReceiverFault                  a fault of the receiver: it stops, the queue is left as it is
     │   ├── ClockWrong
@@ -44,7 +45,9 @@
     │   ├── KeyRecordNotYetValid
     │   ├── KeyRecordRolledBack        older than one already seen
     │   ├── KeyRecordRevoked
-    │   └── CertificateKeyChanged      until `ciphermq keys trust`
+    │   ├── CertificateKeyChanged      until `ciphermq keys trust`
+    │   ├── KeyNotPinned               a 1.x key whose fingerprint nobody has confirmed
+    │   └── PinnedKeyChanged           a 1.x key other than the one confirmed
     ├── RemoteProtocolError            the peer sent what the protocol forbids
     │   ├── FrameTooLarge
     │   ├── UnknownFrame
@@ -218,6 +221,10 @@ class BodyRefused(BatchError):
     """The body does not open, or what is inside is not well formed."""
 
 
+class OnexNotEnabled(BatchError):
+    """A message of CipherMQ 1.x, which nobody can verify, and this identity takes none."""
+
+
 class DuplicateConflict(BatchError):
     """One batch id with two different contents."""
 
@@ -286,6 +293,14 @@ class KeyRecordRevoked(KeyRecordError):
 
 class CertificateKeyChanged(KeyRecordError):
     """The owner's certificate key is not the one seen first; a person must decide."""
+
+
+class KeyNotPinned(KeyRecordError):
+    """A key of CipherMQ 1.x, for which nobody vouches, and no person has confirmed it."""
+
+
+class PinnedKeyChanged(KeyRecordError):
+    """A key of CipherMQ 1.x that is not the one a person has confirmed."""
 
 
 # --- the peer and the road ----------------------------------------------------------------------
