@@ -79,6 +79,7 @@ class Link(asyncio.BufferedProtocol):
         self._transport: Any = None  # uvloop's transports share no base class with asyncio's
         self._watch = Watch(self.options, self.peer, self._loop.time())
         self._ticker: asyncio.TimerHandle | None = None
+        self._closer: asyncio.TimerHandle | None = None
         self._reason: CipherMQError | None = None
         self._lost = False
         self._deaf = False
@@ -175,7 +176,7 @@ class Link(asyncio.BufferedProtocol):
         if self._lost or self._machine.ours is State.CLOSED:
             return
         self.send(Close(reason=reason[:_MAX_REASON], code=code))
-        self._watch.closing(self._loop.time())
+        self._linger()
         self._end_if_both_closed()
 
     def fail(self, error: CipherMQError) -> None:
@@ -198,6 +199,13 @@ class Link(asyncio.BufferedProtocol):
     async def wait_closed(self) -> None:
         """Wait until the connection has ended, for whatever reason."""
         await asyncio.shield(self._ended)
+
+    def _linger(self) -> None:
+        """Give the peer some time to end its side."""
+        seconds = self.options.linger
+        who = f"the {self.role.peer.value} at {self.peer}"
+        error = ConnectionLost(f"{who} did not close its side within {seconds:g} s")
+        self._closer = self._loop.call_later(seconds, self.abort, error)
 
     def _end_if_both_closed(self) -> None:
         machine = self._machine
@@ -275,7 +283,7 @@ class Link(asyncio.BufferedProtocol):
         # A socket that is closed with unread bytes is reset, and the alert would be lost: so end
         # our half, and read and forget until the peer ends its own.
         self._transport.write_eof()
-        self._watch.closing(self._loop.time())
+        self._linger()
 
     def _replace_in_time(self) -> None:
         """Ask for a replacement before AES-GCM's limit, and end when it isn't made."""
@@ -344,8 +352,9 @@ class Link(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The transport has ended."""
-        if self._ticker is not None:
-            self._ticker.cancel()
+        for timer in (self._ticker, self._closer):
+            if timer is not None:
+                timer.cancel()
         self._lost = True
         self._pieces = []
         self._ended.set_result(None)
