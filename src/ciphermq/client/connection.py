@@ -27,10 +27,13 @@ from ciphermq.client.fetching import fetch
 from ciphermq.client.identity import Identity
 from ciphermq.client.inbox import Inbox
 from ciphermq.client.lane import Route, Sealer
+from ciphermq.client.many import Progress
 from ciphermq.client.messages import Message
 from ciphermq.client.opening import Unsealer
+from ciphermq.client.outbox import Outbox
 from ciphermq.client.publisher import Publisher
 from ciphermq.client.receiver import Receiver
+from ciphermq.client.relay import Relay
 from ciphermq.client.sender import Sender
 from ciphermq.client.session import now_ms
 from ciphermq.directory.records import VerifiedRecord
@@ -106,12 +109,10 @@ class Client:
         large a batch may grow while more is waiting; larger ones make each message cheaper,
         smaller ones make it wait less.
         """
-        if queue is not None and (exchange or routing_key):
-            raise UsageError("a sender has a queue, or an exchange with its routing key, not both")
         sender = Sender(
             self._publisher,
             self._sealer,
-            Route(to, exchange, routing_key if queue is None else queue),
+            Route.of(to, queue=queue, exchange=exchange, routing_key=routing_key),
             timeout=self._core.patience.send if timeout is None else timeout,
             ttl=ttl,
             window=self._window if window is None else window,
@@ -158,6 +159,41 @@ class Client:
         when it is empty. Settle them with `Message.ack` and its kin; what isn't settled when the
         connection ends comes again."""
         return await fetch(self._core, self._unsealer, queue or self.name, messages)
+
+    def relay(
+        self,
+        outbox: Outbox,
+        *,
+        patient: bool = True,
+        window: int | None = None,
+        progress: Progress | None = None,
+    ) -> Relay:
+        """A relay that sends what is in `outbox`, from ``async with`` on.
+
+        `patient`: what can't be sent now (an unknown receiver, no binding) is logged and tried
+        again, for ever; otherwise it ends the relay, and `Relay.drained` raises it. Either way
+        the message stays in the Outbox. `progress` is called with the number of messages
+        confirmed so far.
+        """
+        return Relay(
+            self._publisher,
+            self._sealer,
+            self.name,
+            outbox.path,
+            patient=patient,
+            window=self._window if window is None else window,
+            close_timeout=self._core.patience.close,
+            progress=progress,
+        )
+
+    async def drain(self, outbox: Outbox, progress: Progress | None = None) -> int:
+        """Send everything that is in `outbox`, and wait until it is confirmed; how many messages.
+
+        Raises what keeps any from being sent; what isn't confirmed stays in the Outbox.
+        """
+        async with self.relay(outbox, patient=False, progress=progress) as relay:
+            await relay.drained()
+            return relay.confirmed
 
     # --- keys -----------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from typing import Final, Self
 
 from ciphermq import limits
 from ciphermq.client.core import Core
+from ciphermq.client.deliveries import BrokerDelivery
 from ciphermq.client.feed import Feed
 from ciphermq.client.inbox import Arrival, Inbox
 from ciphermq.client.messages import Batch, Message
@@ -78,7 +79,7 @@ class Receiver:
         self._asking = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._renewed = self._loop.time()
-        self._failure: CipherMQError | None = None
+        self._failure: Exception | None = None
         self._started = False
         self._stopping = False
         self._closed = False
@@ -327,11 +328,17 @@ class Receiver:
 
     async def _open_some(self) -> list[Arrival]:
         most = _OPENED_TOGETHER if self._inbox is not None and self._inbox.store_payloads else 1
+        taken: list[BrokerDelivery] = []
         arrivals: list[Arrival] = []
-        while len(arrivals) < most and (delivery := self._feed.take()) is not None:
-            arrival = await self._unsealer.open(delivery, self.queue)
-            if arrival is not None:
-                arrivals.append(arrival)
+        try:
+            while len(arrivals) < most and (delivery := self._feed.take()) is not None:
+                taken.append(delivery)
+                arrival = await self._unsealer.open(delivery, self.queue)
+                if arrival is not None:
+                    arrivals.append(arrival)
+        except BaseException:
+            self._feed.put_back(taken)
+            raise
         return arrivals
 
     def _admit(self, arrivals: list[Arrival]) -> list[Batch]:
