@@ -111,6 +111,21 @@ def test_a_new_key_has_a_new_record(alice: Path) -> None:
     assert loaded.current_key.key_id == second.key_id
 
 
+def test_former_keys_go_when_nothing_can_name_them_any_more(deployment: Deployment) -> None:
+    loaded = Identity.load(deployment.add("bob", at_ms=now_ms()))
+    loaded.key_record(now_ms())
+    old = loaded.current_key.key_id
+    loaded.rotate_key(now_ms())
+    later = now_ms() + 100 * DAY_MS
+    # A clock that jumped ahead is no reason to delete a key.
+    loaded.key_record(later)
+    assert old in loaded.keyring
+    loaded.install_crl(deployment.authority.issue_crl(now_ms=later).der)
+    loaded.key_record(later)
+    assert old not in loaded.keyring
+    assert len(Identity.load(loaded.path).keyring) == 1
+
+
 def test_a_record_does_not_outlive_its_certificate(deployment: Deployment) -> None:
     path = deployment.add("brief", lifetime=5 * limits.DAY)
     loaded = Identity.load(path)

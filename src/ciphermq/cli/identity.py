@@ -15,6 +15,7 @@ from ciphermq.cli.enrolment import (
     NameArgument,
     NoPassphraseOption,
     SuiteOption,
+    check_new,
     describe,
     home_words,
     now_ms,
@@ -178,6 +179,10 @@ def renew(
     here = (path / identity.SETTINGS).is_file()
     if new_key and not here:
         raise UsageError(f"the key of {name!r} is not in {path}: renew it where it lives")
+    if out is None and not here:
+        out = Path(f"{name}.signed")
+    if out is not None:
+        check_new(out)
     authority = open_authority(deployment, passphrase_file)
     if new_key:
         phrase = passphrases.existing_identity(
@@ -192,7 +197,6 @@ def renew(
         certificate = enrol.renew(path, authority=authority, now_ms=now_ms())
     else:
         certificate = enrol.renew_elsewhere(name, authority=authority, now_ms=now_ms())
-        out = out or Path(f"{name}.signed")
     if out is not None:
         broker = (url, "") if url else deployment.broker()
         write_new(out, enrol.answer(authority, certificate, *broker))

@@ -39,6 +39,7 @@ from ciphermq.errors import (
     ConfigError,
     IdentityError,
     IdentityNotFound,
+    ReceiverFault,
     RevocationListStale,
     UntrustedSender,
 )
@@ -231,7 +232,9 @@ class Identity:
 
     def key_record(self, now_ms: int) -> bytes:
         """The key record to register: the last one while it is good, else a new one."""
-        return self.keys.record(self.signer, self.name, now_ms, self._record_end(now_ms))
+        record = self.keys.record(self.signer, self.name, now_ms, self._record_end(now_ms))
+        self._prune(now_ms)
+        return record
 
     def make_key_record(self, now_ms: int) -> bytes:
         """A new key record of the current key, for `limits.KEY_RECORD_LIFETIME`."""
@@ -239,9 +242,9 @@ class Identity:
 
     def rotate_key(self, now_ms: int) -> bytes:
         """Take a new sealing key into use; the record of it. The former key is kept for as long
-        as batches sealed to it may come, those kept longer are deleted."""
+        as batches sealed to it may come."""
         self.keys.rotate(self.suite)
-        self.keys.prune(now_ms)
+        self._prune(now_ms)
         return self.make_key_record(now_ms)
 
     def install_crl(self, der: bytes) -> bool:
@@ -257,6 +260,16 @@ class Identity:
             self.verifier.use_crl(der, lowest=crl.number)
             write_revocation_lists(self.path, crl)
         return True
+
+    def _prune(self, now_ms: int) -> None:
+        """Delete former keys that no batch can name any more, if the time can be believed."""
+        try:
+            self.verifier.check_signer(self.signer.chain, now_ms, now_ms)
+        except (UntrustedSender, ReceiverFault):
+            # A clock that runs years ahead would otherwise delete keys that are still needed;
+            # certificate and list both being current says that it doesn't.
+            return
+        self.keys.prune(now_ms)
 
     @property
     def _title(self) -> str:

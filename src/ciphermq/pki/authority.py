@@ -214,15 +214,7 @@ class Authority(AuthorityDirectory):
         Raises `CertificateError` for a bad name, key or proof of possession.
         """
         name = names.request_name(request)
-        try:
-            key, proven = request.public_key(), request.is_signature_valid
-        except names.UNREADABLE as error:
-            raise CertificateError(f"the request of {name!r} can't be read: {error}") from error
-        # Without this, a stranger's public key could be certified under one's own name.
-        if not proven:
-            raise CertificateError(f"the request of {name!r} is not signed by the key it names")
-        if not isinstance(key, _PublicKey) or key.curve.name not in signatures.CURVES:
-            raise CertificateError(f"the key of {name!r} must be on P-256, P-384 or P-521")
+        key = request_key(request)
         return self.issue_client(name, key, now_ms=now_ms, lifetime=lifetime, replace=replace)
 
     def issue_crl(self, *, now_ms: int, revoke: Iterable[int] = ()) -> RevocationList:
@@ -258,6 +250,21 @@ def load_request(data: bytes) -> x509.CertificateSigningRequest:
         return x509.load_der_x509_csr(data)
     except names.UNREADABLE as error:
         raise CertificateError(f"not a certificate request: {error}") from error
+
+
+def request_key(request: x509.CertificateSigningRequest) -> _PublicKey:
+    """The key that `request` is for; `CertificateError` when its maker has not shown to have it,
+    or when it is none that may sign batches."""
+    try:
+        key, proven = request.public_key(), request.is_signature_valid
+    except names.UNREADABLE as error:
+        raise CertificateError(f"the request can't be read: {error}") from error
+    # Without this, a stranger's public key could be certified under one's own name.
+    if not proven:
+        raise CertificateError("the request is not signed by the key it names")
+    if not isinstance(key, _PublicKey) or key.curve.name not in signatures.CURVES:
+        raise CertificateError("the request's key must be on P-256, P-384 or P-521")
+    return key
 
 
 def key_beneath(directory: Path) -> Path | None:
