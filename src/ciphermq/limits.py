@@ -107,9 +107,6 @@ MAX_CRL: Final = 4 * MIB
 
 # --- frames and connections ------------------------------------------------------------------
 
-MAX_SMALL_FRAME: Final = 256 * KIB
-"""Frames that carry no batch."""
-
 MAX_REQUEST_FRAME: Final = 32 * KIB
 """What a client may ask: names and numbers, or a key record with its chain."""
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from ciphermq import __version__, limits
+from ciphermq import limits
 from ciphermq.catalog.face import Catalog
 from ciphermq.engines.face import Engine
 from ciphermq.errors import InternalError, Unavailable
@@ -24,6 +24,7 @@ from ciphermq.server.services import Services
 from ciphermq.server.session import Session
 from ciphermq.settings import ServerSettings
 from ciphermq.telemetry import get_logger
+from ciphermq.version import __version__
 
 _STOPPING: Final = "the broker is stopping"
 _DRAIN_STEP: Final = 0.02

@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from ciphermq import __version__, limits
+from ciphermq import limits
 from ciphermq.errors import (
     AccessRefused,
     CipherMQError,
@@ -26,6 +26,7 @@ from ciphermq.server.publishing import Publishing
 from ciphermq.server.requests import HANDLERS
 from ciphermq.server.services import Services
 from ciphermq.telemetry import get_logger
+from ciphermq.version import SOFTWARE
 from ciphermq.wire.cmq2.frames import (
     Close,
     Consume,
@@ -118,7 +119,7 @@ class Session:
         self._software = frame.software[:_MAX_SOFTWARE]
         self.link.send(
             Hello(
-                software=f"ciphermq/{__version__}",
+                software=SOFTWARE,
                 now_ms=now_ms,
                 heartbeat_ms=int(self.link.options.heartbeat * 1000),
                 max_publish_window=services.max_publish_window,
