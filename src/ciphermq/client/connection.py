@@ -23,9 +23,9 @@ from ciphermq import limits
 from ciphermq.client import places
 from ciphermq.client.core import Core, Patience
 from ciphermq.client.directory import Directory
-from ciphermq.client.fetching import fetch
+from ciphermq.client.fetching import fetch, messages_of
 from ciphermq.client.identity import Identity
-from ciphermq.client.inbox import Inbox
+from ciphermq.client.inbox import Arrival, Inbox
 from ciphermq.client.lane import Route, Sealer
 from ciphermq.client.many import Progress
 from ciphermq.client.messages import Message
@@ -36,6 +36,7 @@ from ciphermq.client.receiver import Receiver
 from ciphermq.client.relay import Relay
 from ciphermq.client.sender import Sender
 from ciphermq.client.session import now_ms
+from ciphermq.client.source import Source
 from ciphermq.directory.records import VerifiedRecord
 from ciphermq.errors import UsageError
 from ciphermq.model import ids
@@ -154,10 +155,25 @@ class Client:
         self._receivers.append(receiver)
         return receiver
 
+    def source(
+        self,
+        queue: str | None = None,
+        *,
+        prefetch: int = limits.DEFAULT_PREFETCH,
+        name: str | None = None,
+        on_ending: Callable[[], None] = lambda: None,
+    ) -> Source:
+        """What a receiver is built on: opened batches as they come, settled by the caller."""
+        return Source(self._core, self._unsealer, queue or self.name, name, prefetch, on_ending)
+
     async def fetch(self, queue: str | None = None, messages: int = 1) -> list[Message]:
         """The oldest messages in `queue`, at least so many if there are, in whole batches; none
         when it is empty. Settle them with `Message.ack` and its kin; what isn't settled when the
         connection ends comes again."""
+        return messages_of(await self.fetch_opened(queue, messages))
+
+    async def fetch_opened(self, queue: str | None, messages: int) -> list[Arrival]:
+        """What `fetch` is built on: opened batches, settled by the caller."""
         return await fetch(self._core, self._unsealer, queue or self.name, messages)
 
     def relay(
@@ -276,7 +292,7 @@ class Client:
         moved: int = await self._core.ask(frames.Redrive, queue=queue, messages=messages)
         return moved
 
-    async def list(self, what: str, prefix: str = "") -> AsyncIterator[dict[str, Any]]:
+    async def rows(self, what: str, prefix: str = "") -> AsyncIterator[dict[str, Any]]:
         """All `queues`, `exchanges`, `bindings`, `consumers` or `connections` that this client
         may see, by name."""
         offset = 0

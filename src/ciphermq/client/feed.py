@@ -126,7 +126,7 @@ class Feed:
                     _log.warning("the broker doesn't answer", error=str(error))
                     session.close("no answer")
         except Exception as error:  # noqa: BLE001 - whoever waits for a delivery must learn of it
-            self._fail(error)
+            self.fail(error)
 
     async def _change(self, limit: float | None) -> None:
         """Wait until something changes, or so many seconds."""
@@ -156,9 +156,10 @@ class Feed:
         self.arrived.set()
 
     def _cancelled(self, consumer: Consumer, error: Refused) -> None:
-        self._fail(error)
+        self.fail(error)
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """Nothing more will come, because of this."""
         if self.failure is None:
             self.failure = error
         self.arrived.set()

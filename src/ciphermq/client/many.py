@@ -20,6 +20,8 @@ from ciphermq.model.body import Body
 from ciphermq.model.message import OutgoingMessage
 
 Messages = Iterable[Payload | OutgoingMessage] | AsyncIterable[Payload | OutgoingMessage]
+Chunk = list[Payload | OutgoingMessage]
+"""Some messages together."""
 
 Progress = Callable[[int], object]
 """Called with the number of messages confirmed so far."""
@@ -51,10 +53,10 @@ class Many:
         self._landed = asyncio.Event()
         self._error: BaseException | None = None
 
-    async def send(self, messages: Messages) -> int:
-        """See `Sender.send_many`."""
+    async def send(self, chunks: AsyncIterable[Chunk]) -> int:
+        """Send what comes in `chunks`; see `Sender.send_many`."""
         try:
-            async for body in self._bodies(messages):
+            async for body in self._bodies(chunks):
                 await self._launch(body)
                 if self._error is not None:
                     break
@@ -99,9 +101,9 @@ class Many:
         if self._progress is not None:
             self._progress(self._confirmed)
 
-    async def _bodies(self, messages: Messages) -> AsyncIterator[Body]:
+    async def _bodies(self, chunks: AsyncIterable[Chunk]) -> AsyncIterator[Body]:
         cutter = Cutter(self._batch_bytes)
-        async for chunk in _chunks(messages):
+        async for chunk in chunks:
             for body in cutter.feed(chunk):
                 yield body
         for body in cutter.rest():
@@ -144,7 +146,7 @@ class _Flight:
         )
 
 
-async def _chunks(messages: Messages) -> AsyncIterator[list[Payload | OutgoingMessage]]:
+async def chunks_of(messages: Messages) -> AsyncIterator[Chunk]:
     """`messages` by the handful, so that little is done for a single one."""
     if isinstance(messages, AsyncIterable):
         chunk = []
