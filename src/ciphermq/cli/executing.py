@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
+from ciphermq import limits
 from ciphermq.cli.common import PASSPHRASE_VARIABLE
 from ciphermq.cli.output import moment
 
@@ -24,8 +25,12 @@ _SHELL: Final = "/bin/sh"
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Z0-9]")
 
 
-async def execute(command: str, message: Message) -> int:
-    """The exit status of `command` for `message`; a signal that ended it counts as negative."""
+async def execute(command: str, message: Message, renew: Callable[[], None]) -> int:
+    """The exit status of `command` for `message`; a signal that ended it counts as negative.
+
+    `renew` is called now and then while it runs, so that the broker does not take the message
+    back from a command that takes long.
+    """
     process = await asyncio.create_subprocess_exec(
         _SHELL,
         "-c",
@@ -33,6 +38,7 @@ async def execute(command: str, message: Message) -> int:
         stdin=asyncio.subprocess.PIPE,
         env=environment(message, os.environ),
     )
+    renewing = asyncio.create_task(_renew(renew))
     try:
         # A command that does not read its input is no error.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -43,6 +49,14 @@ async def execute(command: str, message: Message) -> int:
             process.terminate()
         await process.wait()
         raise
+    finally:
+        renewing.cancel()
+
+
+async def _renew(renew: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(limits.ACK_RENEWAL)
+        renew()
 
 
 def environment(message: Message, base: Mapping[str, str]) -> dict[str, str]:
