@@ -160,12 +160,11 @@ class Session:
     async def _work(self, frame: Request) -> None:
         try:
             result = await self._workers[frame.TYPE](frame)
-        except Exception as error:  # noqa: BLE001  (whatever it is, the client waits for an answer)
-            self._answer_failure(frame.request, error)
-        else:
             self.link.send(Ok(request=frame.request, result=result))
             if isinstance(frame, Consume):
                 self.consuming.announced(result, frame)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the client waits for an answer)
+            self._answer_failure(frame.request, error)
 
     def _worked(self, task: asyncio.Task[None]) -> None:
         self._requests.discard(task)
