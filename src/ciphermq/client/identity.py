@@ -194,7 +194,8 @@ class Identity:
         return verifier
 
     def check(self, now_ms: int) -> None:
-        """`CertificateError`, with what to do, when the own certificate does not count now.
+        """`CertificateError`, with what to do, when the own certificate does not count now;
+        `ClockWrong` when the time can't be right.
 
         A stale revocation list is no reason: it is the receiver's to say what follows from it.
         """
