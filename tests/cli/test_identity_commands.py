@@ -168,6 +168,11 @@ def test_the_list_says_how_each_one_is(
     }
     said = says(capsys, "identity", "list")
     assert len(said.splitlines()) == 7
+    (deployment.identity("brief") / "sealing" / "keys.json").write_text("{")
+    status, found = run_json(capsys, "identity", "list")
+    (damaged,) = [entry for entry in found if entry["name"] == "brief"]
+    assert (status, len(found), damaged["status"]) == (0, 6, "unusable")
+    assert "keys.json is damaged" in damaged["warnings"][0]
     assert "waits for its certificate" in said
 
 

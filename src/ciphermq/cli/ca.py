@@ -67,7 +67,7 @@ def sign(
     """
     from ciphermq import limits
     from ciphermq.cli.deployment import Deployment
-    from ciphermq.client import enrol
+    from ciphermq.client import enrol, view
     from ciphermq.directory import records
     from ciphermq.errors import CertificateError
     from ciphermq.net.address import parse_url
@@ -100,7 +100,7 @@ def sign(
                 "name": found,
                 "file": str(file),
                 "serial": f"{certificate.serial_number:x}",
-                "not_after": end.isoformat(),
+                "not_after": view.spell(end),
                 "certificate_key": digest.hex(),
             }
         )
@@ -149,6 +149,7 @@ def server(
 ) -> None:
     """Give the broker a new certificate for another year; its key stays."""
     from ciphermq.cli import deployment as layout
+    from ciphermq.client import view
 
     deployment = layout.Deployment(home_directory(home))
     authority = open_authority(deployment, passphrase_file)
@@ -159,7 +160,7 @@ def server(
     path = deployment.server / layout.SERVER_CERTIFICATE
     end = certificate.not_valid_after_utc
     if as_json:
-        print_json({"file": str(path), "hosts": hosts, "not_after": end.isoformat()})
+        print_json({"file": str(path), "hosts": hosts, "not_after": view.spell(end)})
         return
     print(f"Renewed {path} until {end:%Y-%m-%d}, for {', '.join(hosts)}.")
     print("Copy it to the broker's machine if that is another, and restart the broker.")

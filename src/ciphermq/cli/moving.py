@@ -49,7 +49,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write all that a client's machine needs to one file, under a passphrase of its own."""
-    from ciphermq.client import enrol, identity, places
+    from ciphermq.client import enrol, layout, places
 
     path = places.find(name, home_directory(home))
     file = check_new(file or Path(f"{path.name}.identity"))
@@ -57,7 +57,7 @@ def export(
     if not no_passphrase:
         phrase = passphrases.new_file(passphrase_file, f"the file {file}")
     write_new(file, enrol.export(path, phrase))
-    clear = phrase is None and not (path / identity.WRAPPED).exists()
+    clear = phrase is None and not (path / layout.WRAPPED).exists()
     if as_json:
         print_json({"file": str(file), "encrypted": phrase is not None, "keys_in_clear": clear})
         return
@@ -80,7 +80,7 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Take over an identity, or the certificate for one that made its request here."""
-    from ciphermq.client import bundle, enrol, identity
+    from ciphermq.client import bundle, enrol, layout
     from ciphermq.client.enrol import fingerprint_of
     from ciphermq.directory.records import fingerprint
     from ciphermq.errors import UsageError
@@ -100,7 +100,7 @@ def import_(
             )
         enrol.import_identity(got, path, now_ms())
     entry = describe(path)
-    authority = fingerprint_of(names.load(identity.read_authorities(path)[0]))
+    authority = fingerprint_of(names.load(layout.read_authorities(path)[0]))
     if as_json:
         print_json({**entry, "authority_fingerprint": authority.hex()})
         return
@@ -132,7 +132,7 @@ def request(
 
     For an identity that exists, a request to renew its certificate.
     """
-    from ciphermq.client import enrol, identity
+    from ciphermq.client import enrol, layout
     from ciphermq.directory.records import fingerprint as spell
     from ciphermq.pki.authority import load_request, request_key
     from ciphermq.pki.names import check_issuable
@@ -141,8 +141,8 @@ def request(
     check_issuable(name)
     path = to or _own_place(name, home, required=False)
     file = check_new(file or Path(f"{name}.request"))
-    if (path / identity.SETTINGS).is_file():
-        needed = (path / identity.WRAPPED).exists()
+    if (path / layout.SETTINGS).is_file():
+        needed = (path / layout.WRAPPED).exists()
         text = enrol.request_again(path, passphrases.existing(passphrase_file, name, needed=needed))
         done = f"{path} has its keys already: this request is to have the same key certified."
     else:
