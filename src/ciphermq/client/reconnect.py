@@ -90,7 +90,7 @@ class Line:
             async with asyncio.timeout(limit):
                 return await waiting
         except TimeoutError:
-            raise WaitTimeout(f"waited {limit:g} s for a connection: {self.describe()}") from None
+            raise WaitTimeout(f"waited {limit:.3g} s for a connection: {self.describe()}") from None
         finally:
             self._waiting.discard(waiting)
 
