@@ -112,8 +112,8 @@ class Broker:
 
     def cut(self) -> None:
         """Break every connection at this moment; the broker goes on."""
-        for link in list(self.server.listener.links):
-            link.abort(ConnectionLost("the test cut it"))
+        for channel in self.server.listener.channels:
+            channel.abort(ConnectionLost("the test cut it"))
 
 
 @asynccontextmanager
