@@ -9,6 +9,9 @@ import pytest
 
 from ciphermq import limits
 from ciphermq.client import Client, Message
+from ciphermq.client.session import now_ms
+from ciphermq.custody import keys
+from ciphermq.engines.face import Publish
 from ciphermq.errors import (
     AccessRefused,
     KeyMissing,
@@ -17,6 +20,11 @@ from ciphermq.errors import (
     UsageError,
     WaitTimeout,
 )
+from ciphermq.model.envelope import read_header
+from ciphermq.model.ids import new_batch_id
+from ciphermq.model.message import OutgoingMessage
+from ciphermq.model.suites import Suite
+from ciphermq.sealing.seal import ReceiverKey, seal
 from support.broker import Broker
 from support.deployment import Deployment
 
@@ -465,6 +473,31 @@ async def test_a_missing_key_stops_the_receiver_and_leaves_the_queue(
     key_file.chmod(0o600)
     async with bob.receiver(limit=5, timeout=10) as messages:
         assert [message.payload async for message in messages] == five
+
+
+async def test_an_invented_key_blames_the_batch_and_not_the_receiver(
+    broker: Broker, alice: Client, bob: Client, deployment: Deployment
+) -> None:
+    public_key = keys.public_bytes(Suite.X25519, keys.generate(Suite.X25519))
+    invented_id = keys.key_id(Suite.X25519, public_key)
+    identity = deployment.load("alice")
+    invented = seal(
+        [OutgoingMessage(b"?", sent_ms=now_ms())],
+        sender="alice",
+        signer=identity.signer,
+        receivers=[ReceiverKey("bob", invented_id, Suite.X25519, public_key)],
+        exchange="",
+        routing_key="bob",
+        batch_id=new_batch_id(now_ms()),
+        created_ms=now_ms(),
+    )
+    header = read_header(invented)
+    await broker.engine.publish(Publish(client="alice", header=header, sealed=invented))
+    await alice.sender("bob").send(b"genuine")
+    async with bob.receiver(limit=1, timeout=10) as messages:
+        assert [message.payload async for message in messages] == [b"genuine"]
+    (row,) = await bob.peek("dead.bob")
+    assert row["dead"]["reason"] == "unknown-key"
 
 
 async def test_a_key_that_another_process_took_into_use_is_found(
