@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 
 import pytest
 from server_rig import Rig, batch, now_ms
 
 from ciphermq import limits
+from ciphermq.catalog import AtRestKey, SqliteCatalog
+from ciphermq.engines.embedded import EmbeddedEngine, EmbeddedOptions
+from ciphermq.engines.embedded.store import StoreOptions
 from ciphermq.errors import (
     ConfigError,
     ConnectionLost,
@@ -18,11 +23,14 @@ from ciphermq.errors import (
     RemoteProtocolError,
     Unavailable,
 )
+from ciphermq.journal import Buffer, OsFiles
+from ciphermq.net.address import HostPort
 from ciphermq.net.options import LinkOptions
-from ciphermq.server import server as server_module
 from ciphermq.server.flow import Brake, Flow
-from ciphermq.wire.cmq2.frames import Consume, Hello, List, Ping, Reconnect
+from ciphermq.server.server import Server
+from ciphermq.wire.cmq2.frames import ConfirmKind, Consume, Hello, List, Ping, Reconnect
 from support.broker import Broker
+from support.deployment import Deployment
 
 
 async def test_the_port_is_taken(rig: Rig, tmp_path) -> None:
@@ -90,45 +98,91 @@ async def test_stopping_does_not_wait_for_ever(start: Callable) -> None:
     assert not rig.broker.server.services.sessions
 
 
-async def test_run_ends_when_it_is_told_to(rig: Rig, deployment) -> None:
-    broker = Broker(deployment)
-    broker.settings = broker.settings.model_copy(update={"storage": rig.broker.settings.storage})
-    await rig.broker.stop()
-    rig.broker.settings = broker.settings
-    stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
-    server = new_server(broker)
-    running = asyncio.create_task(server.run(ready=ready.set_result, stop=stop))
-    host, port = await ready
-    assert (host, port) == broker.settings.server.address
-    alice = await rig.client("alice")
-    stop.set()
-    await running
+class MoodyDisk(OsFiles):
+    """The operating system's files, until they are full or broken."""
+
+    full = broken = False
+
+    def pwritev(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().pwritev(fd, buffers, offset)
+
+    def preallocate(self, fd: int, size: int) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().preallocate(fd, size)
+
+    def sync(self, fd: int) -> None:
+        if self.broken:
+            raise OSError(errno.EIO, "Input/output error")
+        super().sync(fd)
+
+
+class Running:
+    """A server that runs as the command runs it, on a disk of its own."""
+
+    def __init__(self, deployment: Deployment, directory: Path) -> None:
+        self.disk = MoodyDisk()
+        self.broker = Broker(deployment)
+        storage = self.broker.settings.storage.model_copy(update={"directory": directory})
+        self.broker.settings = self.broker.settings.model_copy(update={"storage": storage})
+        directory.mkdir()
+        key = AtRestKey.load(storage.at_rest_key_path)
+        options = EmbeddedOptions(store=StoreOptions(files=self.disk, reserve=limits.MIB))
+        server = Server(
+            self.broker.settings,
+            EmbeddedEngine(storage.journal_directory, options=options),
+            SqliteCatalog(storage.catalog_path, key),
+            options=LinkOptions(linger=0.3),
+        )
+        self.stop = asyncio.Event()
+        self.ready: asyncio.Future[HostPort] = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(server.run(ready=self.ready.set_result, stop=self.stop))
+        self.rig = Rig(deployment, self.broker)
+
+
+@pytest.fixture
+async def running(deployment: Deployment, tmp_path: Path) -> AsyncIterator[Running]:
+    it = Running(deployment, tmp_path / "running")
+    assert await it.ready == it.broker.settings.server.address
+    yield it
+    it.stop.set()
+    await asyncio.wait([it.task])
+
+
+async def test_run_ends_when_it_is_told_to(running: Running) -> None:
+    alice = await running.rig.client("alice")
+    running.stop.set()
+    await running.task
     assert isinstance(await alice.ended(), Unavailable)
 
 
-async def test_run_ends_when_the_engine_fails(rig: Rig, deployment) -> None:
-    await rig.broker.stop()
-    broker = Broker(deployment)
-    broker.settings = rig.broker.settings
-    server = new_server(broker)
-    ready = asyncio.get_running_loop().create_future()
-    running = asyncio.create_task(server.run(ready=ready.set_result, stop=asyncio.Event()))
-    await ready
-    alice = await rig.client("alice")
-    server._failed(JournalFailed("a sync failed"))
-    with pytest.raises(JournalFailed, match="a sync failed"):
-        await running
-    assert await alice.ended() is not None
+async def test_a_failed_sync_ends_the_server(running: Running) -> None:
+    alice, _ = await running.rig.client("alice"), await running.rig.registered("bob")
+    assert await alice.send(batch(to="bob")) == ""
+    running.disk.broken = True
+    seq = alice.publish(batch(to="bob"))
+    with pytest.raises(JournalFailed, match="Input/output error"):
+        await running.task
+    assert isinstance(await alice.ended(), Unavailable)
+    # Nothing was confirmed that might not be on the disk.
+    assert alice.confirmed[ConfirmKind.PUBLISH] < seq
 
 
-def new_server(broker: Broker) -> server_module.Server:
-    from ciphermq.catalog import AtRestKey, SqliteCatalog
-    from ciphermq.engines.embedded import EmbeddedEngine
-
-    storage = broker.settings.storage
-    catalog = SqliteCatalog(storage.catalog_path, AtRestKey.load(storage.at_rest_key_path))
-    engine = EmbeddedEngine(storage.journal_directory)
-    return server_module.Server(broker.settings, engine, catalog, options=LinkOptions(linger=0.3))
+async def test_a_full_disk(running: Running) -> None:
+    alice, bob = await running.rig.client("alice"), await running.rig.registered("bob")
+    running.disk.full = True
+    assert await alice.send(batch(to="bob", size=5000)) == "no-space"
+    assert "no space left on the device" in alice.returned[1].message
+    assert await alice.send(batch(to="bob")) == "after-refusal"
+    running.disk.full = False
+    async with asyncio.timeout(20):
+        while await alice.send(batch(to="bob"), restart=True) == "no-space":
+            await asyncio.sleep(0.2)
+    await bob.ask(Consume, queue="bob", credit=10)
+    await bob.until(lambda: bob.deliveries)
+    assert len(bob.deliveries) == 1
 
 
 # --- backpressure -----------------------------------------------------------------------------
