@@ -120,10 +120,10 @@ def _check(plan: Plan) -> None:
     """Refuse what contradicts itself, before anything is opened."""
     from ciphermq.errors import UsageError
 
-    if plan.raw and plan.as_json and plan.to is None:
-        raise UsageError("--raw and --json contradict each other: choose one, or write --to a file")
     if plan.command is not None and (plan.raw or plan.to is not None):
         raise UsageError("--exec gives messages to a command: --raw and --to don't apply")
+    if plan.raw and plan.as_json and plan.to is None:
+        raise UsageError("--raw and --json contradict each other: choose one, or write --to a file")
 
 
 async def _receive(access: Access, identity: Identity, plan: Plan) -> None:

@@ -55,8 +55,8 @@ class Position:
 
     @property
     def begun(self) -> bool:
-        """Whether an earlier run has added something."""
-        return self._stored is not None
+        """Whether anything of the input has been added, by this run or an earlier one."""
+        return self._stored is not None or self.messages > 0
 
     def find(self, source: Input) -> None:
         """Read `source` up to where the last run stopped, if there was one.
