@@ -372,6 +372,16 @@ async def test_who_never_settles_is_given_no_more(
     await bob.until(lambda: len(bob.deliveries) == 4)
 
 
+async def test_leaving_in_order_waits_for_a_nack(rig: Rig) -> None:
+    _, bob = await published(rig, 1)
+    await bob.ask(Fetch, queue="bob")
+    answer = bob.asking(Nack, tag=bob.deliveries[0].tag, requeue=False)
+    bob.link.close()
+    assert await bob.ended() is None
+    assert answer.done()
+    assert waiting(rig, "dead.bob") == (1, 0)
+
+
 async def test_leaving_in_order_settles_what_is_under_way(rig: Rig) -> None:
     alice, bob = await published(rig, 1)
     await bob.ask(Consume, queue="bob", credit=1)

@@ -79,7 +79,8 @@ class Consuming:
         self.stopping = False
         """Set when the server stops: nothing more is taken out of the queues."""
 
-    def __len__(self) -> int:
+    @property
+    def waiting(self) -> int:
         """Acks that wait for their answer."""
         return len(self._confirms)
 
