@@ -100,6 +100,8 @@ class Session:
         """How far the broker's clock is ahead of this machine's."""
         self.replacing = False
         """The broker has asked for a replacement."""
+        self.useful = False
+        """The broker has answered or delivered something on it."""
         self.opened_at = self._loop.time()
 
     # --- state --------------------------------------------------------------------------------
@@ -267,6 +269,7 @@ class Session:
 
     def on_frame(self, frame: Frame) -> None:
         """A frame came from the broker."""
+        self.useful = self.useful or not isinstance(frame, Hello | Error | Close)
         match frame:
             case DeliverFrame():
                 self._delivered(frame)
