@@ -62,19 +62,26 @@ class Store:
             )
         with self._explained(f"the {self._name} can't be written"):
             connection.execute("BEGIN IMMEDIATE")
+            connection.execute("SAVEPOINT ciphermq")
         try:
             yield connection
-            if not self._busy():
-                raise UsageError(
-                    "the transaction was committed or rolled back inside its block: leave that "
-                    f"to the {self._name}, or its own note of it is not part of it"
-                )
+            self._check_whole()
             with self._explained(f"the {self._name} can't be written"):
                 connection.execute("COMMIT")
         except BaseException:
             if self._busy():
                 connection.execute("ROLLBACK")
             raise
+
+    def _check_whole(self) -> None:
+        """The transaction that ends is the one that was begun: the savepoint is still there."""
+        try:
+            self.connection.execute("RELEASE ciphermq")
+        except sqlite3.Error:
+            raise UsageError(
+                "the transaction was committed or rolled back inside its block: leave that to "
+                f"the {self._name}, whose own note must be part of it"
+            ) from None
 
     @contextmanager
     def joined(self) -> Iterator[sqlite3.Connection]:
