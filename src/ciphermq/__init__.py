@@ -18,6 +18,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from ciphermq.version import __version__
+
 if TYPE_CHECKING:
     from ciphermq import errors, sync
     from ciphermq.client.connection import Client, connect
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from ciphermq.client.sender import Sender
     from ciphermq.errors import CipherMQError
     from ciphermq.model.message import OutgoingMessage
-
-__version__ = "2.0.0.dev0"
 
 __all__ = [
     "Batch",

@@ -22,6 +22,7 @@
     │   │   └── SenderRevoked
     │   ├── SenderMismatch             the header names another than the certificate
     │   ├── NotForThisReceiver
+    │   ├── UnknownKey                 names a key that this receiver never had
     │   ├── BatchTooOld
     │   ├── BatchExpired
     │   ├── BatchFromTheFuture
@@ -191,6 +192,10 @@ class SenderMismatch(BatchError):
 
 class NotForThisReceiver(BatchError):
     """This receiver is not among the batch's receivers."""
+
+
+class UnknownKey(BatchError):
+    """It names a key of this receiver that this receiver never had."""
 
 
 class BatchTooOld(BatchError):

@@ -128,9 +128,6 @@ it fits a line together with an id."""
 
 # --- frames and connections ------------------------------------------------------------------
 
-MAX_SMALL_FRAME: Final = 256 * KIB
-"""Frames that carry no batch."""
-
 MAX_REQUEST_FRAME: Final = 32 * KIB
 """What a client may ask: names and numbers, or a key record with its chain."""
 

@@ -12,10 +12,12 @@ from cryptography import x509
 from ciphermq import limits
 from ciphermq.cli.main import run
 from ciphermq.client.identity import Identity
+from ciphermq.directory import records
 from ciphermq.errors import PassphraseError
 from ciphermq.model.suites import Suite
 from ciphermq.pki import names
 from ciphermq.pki.authority import AuthorityDirectory
+from ciphermq.pki.verify import key_sha256
 from cli.stored import run_json
 from support import odd_certificates as odd
 from support.deployment import Deployment, make_deployment, now_ms
@@ -166,6 +168,11 @@ def test_the_list_says_how_each_one_is(
     }
     said = says(capsys, "identity", "list")
     assert len(said.splitlines()) == 7
+    (deployment.identity("brief") / "sealing" / "keys.json").write_text("{")
+    status, found = run_json(capsys, "identity", "list")
+    (damaged,) = [entry for entry in found if entry["name"] == "brief"]
+    assert (status, len(found), damaged["status"]) == (0, 6, "unusable")
+    assert "keys.json is damaged" in damaged["warnings"][0]
     assert "waits for its certificate" in said
 
 
@@ -258,12 +265,14 @@ def test_an_identity_made_where_it_lives(
     said = says(capsys, "identity", "request", "carol")
     assert "ciphermq ca sign carol.request" in said
     assert "ciphermq identity import carol.signed" in said
+    asked = said
     assert b"PRIVATE" not in Path("carol.request").read_bytes()
     said = refuses(capsys, 2, "identity", "request", "carol")
     assert "nothing is overwritten" in said
 
     monkeypatch.delenv("CIPHERMQ_PASSPHRASE")
     status, done = run_json(capsys, "ca", "sign", "carol.request", "--home", home)
+    assert records.fingerprint(bytes.fromhex(done["certificate_key"])) in asked
     assert (status, done["name"], done["file"]) == (0, "carol", "carol.signed")
     assert b"PRIVATE" not in Path("carol.signed").read_bytes()
 
@@ -314,6 +323,13 @@ def test_what_the_authority_does_not_sign(deployment: Deployment, capsys: Captur
     refuses(capsys, 5, "ca", "sign", request_file(odd.request("..")))
     said = refuses(capsys, 5, "ca", "sign", request_file(odd.request("bob")), "--name", "carol")
     assert "asks for the name 'bob', not for 'carol'" in said
+    asked = odd.request("bob")
+    said = refuses(capsys, 5, "ca", "sign", request_file(asked), "--fingerprint", "ab" * 32)
+    assert "has another fingerprint" in said
+    digest = key_sha256(asked.public_key()).hex()  # type: ignore[arg-type]
+    done = run_json(capsys, "ca", "sign", "r", "--name", "bob", "--fingerprint", digest)[1]
+    assert done["certificate_key"] == digest
+    assert "nothing is overwritten" in refuses(capsys, 2, "ca", "sign", "r")
     Path("r").write_text("hello")
     assert "not a certificate request" in refuses(capsys, 5, "ca", "sign", "r")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ciphermq import limits
-from ciphermq.client import enrol, places, view
-from ciphermq.client.identity import Identity, IdentitySettings
+from ciphermq.client import enrol, layout, places
+from ciphermq.client.identity import Identity
+from ciphermq.client.layout import IdentitySettings
 from ciphermq.custody.passphrase import CHEAP
 from ciphermq.errors import (
     CertificateError,
@@ -111,6 +112,21 @@ def test_a_new_key_has_a_new_record(alice: Path) -> None:
     assert loaded.current_key.key_id == second.key_id
 
 
+def test_former_keys_go_when_nothing_can_name_them_any_more(deployment: Deployment) -> None:
+    loaded = Identity.load(deployment.add("bob", at_ms=now_ms()))
+    loaded.key_record(now_ms())
+    old = loaded.current_key.key_id
+    loaded.rotate_key(now_ms())
+    later = now_ms() + 100 * DAY_MS
+    # A clock that jumped ahead is no reason to delete a key.
+    loaded.key_record(later)
+    assert old in loaded.keyring
+    loaded.install_crl(deployment.authority.issue_crl(now_ms=later).der)
+    loaded.key_record(later)
+    assert old not in loaded.keyring
+    assert len(Identity.load(loaded.path).keyring) == 1
+
+
 def test_a_record_does_not_outlive_its_certificate(deployment: Deployment) -> None:
     path = deployment.add("brief", lifetime=5 * limits.DAY)
     loaded = Identity.load(path)
@@ -129,7 +145,7 @@ def test_it_warns_for_thirty_days(deployment: Deployment) -> None:
     path = deployment.add("brief", lifetime=29 * limits.DAY)
     loaded = Identity.load(path)
     assert loaded.warnings(now_ms())[0].startswith("the certificate of 'brief' expires in 2")
-    assert view.warnings(path, now_ms()) == loaded.warnings(now_ms())
+    assert layout.warnings(path, now_ms()) == loaded.warnings(now_ms())
     later = now_ms() + 21 * DAY_MS
     assert any("revocation list 1 expires" in sentence for sentence in loaded.warnings(later))
 
@@ -224,7 +240,7 @@ def test_a_certificate_of_somebody_else(deployment: Deployment, alice: Path) -> 
     for name in ("cert.pem", "identity.toml"):
         kept = (alice / name).read_bytes()
         (alice / name).write_bytes((bob / name).read_bytes())
-        with pytest.raises(CertificateError, match="put the right certificate in place"):
+        with pytest.raises(CertificateError, match="put the right one in place"):
             Identity.load(alice)
         (alice / name).write_bytes(kept)
     (alice / "key.pem").write_bytes((bob / "key.pem").read_bytes())

@@ -31,6 +31,7 @@ class SteppedJournal(Journal):
         """Write all that was appended."""
         while not self.stepped.queue.empty() or self.stepped._held is not None:
             self.stepped.step()
+        self.stepped.baton.rest()
 
 
 class Owner:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from journal_harness import Threaded
 from test_journal_roundtrip import Owner
 
 from ciphermq.errors import JournalDamaged, JournalError
-from ciphermq.journal import backup
+from ciphermq.journal import OsFiles, backup
 from ciphermq.journal.format import BLOCK_SIZE
 from ciphermq.journal.segments import segment_path
 from ciphermq.journal.tools import verify
@@ -115,3 +117,72 @@ def test_a_target_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(JournalError, match="the copy failed"):
         backup.copy(tmp_path / "log", tmp_path / "file" / "copy")
+
+
+def test_a_segment_dropped_before_it_was_opened_starts_the_copy_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = Threaded(tmp_path / "log")
+    for _ in range(100):
+        owner.journal.append(1, b"meta", bytes(3000))
+    owner.journal.close()
+
+    class Dropping(OsFiles):
+        opened = 0
+
+        def open(self, path: Path, *, create: bool = False, write: bool = True) -> int:
+            if path == segment_path(tmp_path / "log", 1):
+                Dropping.opened += 1
+                if Dropping.opened == 2:
+                    path.unlink()
+            return super().open(path, create=create, write=write)
+
+    monkeypatch.setattr(backup, "OsFiles", Dropping)
+    done = backup.copy(tmp_path / "log", tmp_path / "copy")
+    assert Dropping.opened == 2
+    assert not segment_path(tmp_path / "copy", 1).exists()
+    assert done.segments == len(list((tmp_path / "log").glob("segment-*")))
+    assert verify(tmp_path / "copy").problems == []
+
+
+def test_a_last_segment_that_changed_under_the_copy_is_copied_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a broker on a full disk takes back half a group and writes another in its place."""
+    owner = Threaded(tmp_path / "log")
+    for _ in range(3):
+        owner.journal.append(1, b"meta", bytes(3000))
+        while owner.journal.pending_bytes:  # a group each
+            time.sleep(0.001)
+    owner.journal.close()
+    path = segment_path(tmp_path / "log", 1)
+    whole = path.read_bytes()
+
+    class Changing(OsFiles):
+        reads = 0
+
+        def pread(self, fd: int, length: int, offset: int) -> bytes:
+            data = super().pread(fd, length, offset)
+            if length == backup._CHUNK and data:
+                Changing.reads += 1
+                if Changing.reads == 1:  # a group's header among them, and a good group behind
+                    return data[:5000] + b"\xff" * 4000 + data[9000:]
+            return data
+
+    monkeypatch.setattr(backup, "OsFiles", Changing)
+    backup.copy(tmp_path / "log", tmp_path / "copy")
+    assert Changing.reads == 2
+    assert segment_path(tmp_path / "copy", 1).read_bytes() == whole
+
+
+def test_more_segments_than_descriptors_raise_the_limit(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    owner = Threaded(tmp_path / "log", segment_size=2 * BLOCK_SIZE)
+    for _ in range(150):
+        owner.journal.append(1, b"meta", bytes(5000))
+    owner.journal.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        assert backup.copy(tmp_path / "log", tmp_path / "copy").segments == 150
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -21,6 +21,7 @@ from ciphermq.journal.tools import verify
 from ciphermq.limits import KIB
 
 LONG = os.environ.get("CIPHERMQ_LONG") == "1"
+pytestmark = pytest.mark.timeout(7200 if LONG else 120)
 SEEDS = 200 if LONG else 12
 
 

@@ -16,7 +16,9 @@ from ciphermq.journal import Journal, Location
 from ciphermq.journal.tools import verify
 from ciphermq.limits import KIB
 
-KILLS = 60 if os.environ.get("CIPHERMQ_LONG") == "1" else 6
+LONG = os.environ.get("CIPHERMQ_LONG") == "1"
+pytestmark = pytest.mark.timeout(600 if LONG else 120)
+KILLS = 60 if LONG else 6
 
 
 def payload_of(number: int) -> bytes:

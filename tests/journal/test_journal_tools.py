@@ -8,6 +8,7 @@ import pytest
 from journal_harness import DIRECTORY, Log, Threaded
 
 from ciphermq.errors import JournalError
+from ciphermq.journal import OsFiles
 from ciphermq.journal.format import BLOCK_SIZE
 from ciphermq.journal.segments import segment_path
 from ciphermq.journal.tools import stats, verify
@@ -75,3 +76,48 @@ def test_a_running_journal_can_be_verified(tmp_path: Path) -> None:
         assert stats(tmp_path / "log")[0].first_lsn == 1
     owner.journal.close()
     assert verify(tmp_path / "log").torn is None
+
+
+class Dropping(OsFiles):
+    """Drops the two oldest segments, as a broker might, when the second is opened again."""
+
+    opened = 0
+
+    def open(self, path: Path, *, create: bool = False, write: bool = True) -> int:
+        if path == segment_path(path.parent, 2):
+            self.opened += 1
+            if self.opened == 2:
+                segment_path(path.parent, 1).unlink()
+                path.unlink()
+        return super().open(path, create=create, write=write)
+
+
+def test_segments_dropped_while_they_are_verified_are_no_damage(tmp_path: Path) -> None:
+    owner = Threaded(tmp_path / "log")
+    for _ in range(100):
+        owner.journal.append(1, b"meta", bytes(3000))
+    owner.journal.close()
+    assert verify(tmp_path / "log", files=Dropping()).problems == []
+    again = verify(tmp_path / "log")
+    assert again.problems == []
+    assert again.segments == len(list((tmp_path / "log").glob("segment-*")))
+
+
+def test_a_segment_that_vanishes_with_older_ones_left_is_no_drop(tmp_path: Path) -> None:
+    owner = Threaded(tmp_path / "log")
+    for _ in range(100):
+        owner.journal.append(1, b"meta", bytes(3000))
+    owner.journal.close()
+
+    class Losing(OsFiles):
+        opened = 0
+
+        def open(self, path: Path, *, create: bool = False, write: bool = True) -> int:
+            if path == segment_path(path.parent, 2):
+                self.opened += 1
+                if self.opened == 2:
+                    path.unlink()
+            return super().open(path, create=create, write=write)
+
+    with pytest.raises(FileNotFoundError):
+        verify(tmp_path / "log", files=Losing())

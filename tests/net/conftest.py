@@ -10,6 +10,7 @@ import pytest
 import uvloop
 
 from ciphermq.errors import CipherMQError
+from ciphermq.net.channel import Channel
 from ciphermq.net.dialler import dial
 from ciphermq.net.link import Link
 from ciphermq.net.listener import Listener
@@ -77,9 +78,9 @@ class Server:
         self.port = self.listener.start()[1]
         self.url = f"cmq://127.0.0.1:{self.port}"
 
-    def _session(self, link: Link, client: str) -> None:
+    def _session(self, channel: Channel, client: str) -> None:
         end = End()
-        end.link = link
+        end.link = link = Link(channel)
 
         def on_frame(frame: Frame) -> None:
             if isinstance(frame, Hello):
@@ -114,9 +115,9 @@ class Server:
 
     async def stop(self) -> None:
         self.listener.stop()
-        for link in list(self.listener.links):
-            link.abort()
-            await link.wait_closed()
+        for channel in self.listener.channels:
+            channel.abort()
+            await channel.wait_closed()
 
 
 @pytest.fixture

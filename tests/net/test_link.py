@@ -125,11 +125,11 @@ async def test_frames_in_both_directions_and_of_all_sizes(server) -> None:
 async def test_frames_of_one_turn_share_a_record(server) -> None:
     client = await server.dial()
     end = await server.next()
-    before = client.link._pump.records_out
+    before = client.link._channel.records
     for messages in range(200):
         client.link.send(Credit(consumer=1, messages=messages))
     await end.until(lambda end: len(end.frames) == 201)
-    assert client.link._pump.records_out == before + 1
+    assert client.link._channel.records == before + 1
 
 
 async def test_a_close_in_order_loses_nothing(server) -> None:

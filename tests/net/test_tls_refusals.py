@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from ciphermq.errors import (
 )
 from ciphermq.net import tls
 from ciphermq.net.options import LinkOptions
-from support.certificates import Certificates
+from support.certificates import DAY_MS, Certificates
 
 Refusals = Callable[[], list[str]]
 
@@ -85,6 +86,16 @@ async def test_a_revoked_client_certificate(start, certificates, refusals) -> No
     server = start()
     assert "revoked" in await said_to_client(server, context)
     await logged(refusals, "client's certificate has been revoked")
+
+
+async def test_a_revocation_list_that_has_expired(start, tmp_path, refusals) -> None:
+    certificates = Certificates(tmp_path)
+    client = certificates.client("alice")
+    certificates.renew_crl(at_ms=int(time.time() * 1000) - 60 * DAY_MS)
+    server = start(context=certificates.server())
+    text = await said_to_client(server, client)
+    assert "its own revocation list has" in text
+    await logged(refusals, "can't be checked: the revocation list has expired")
 
 
 async def test_a_client_without_a_certificate(server, certificates, refusals) -> None:

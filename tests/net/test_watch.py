@@ -8,9 +8,7 @@ from ciphermq.errors import ConnectionLost, TransportError, WaitTimeout
 from ciphermq.net.options import LinkOptions
 from ciphermq.net.watch import Watch
 
-OPTIONS = LinkOptions(
-    handshake_timeout=8, frame_timeout=16, heartbeat=4, write_stall_timeout=20, linger=4
-)
+OPTIONS = LinkOptions(handshake_timeout=8, frame_timeout=16, heartbeat=4, write_stall_timeout=20)
 
 
 def check(
@@ -102,13 +100,6 @@ def test_who_does_not_read_blames_nobody(watch: Watch) -> None:
     assert check(watch, 214, start=212) is not None
 
 
-def test_a_peer_that_does_not_close_its_side(watch: Watch) -> None:
-    watch.closing(10)
-    assert check(watch, 14, start=9) is None
-    error = check(watch, 16, start=14)
-    assert "did not close its side within 4 s" in str(error)
-
-
 def test_a_loop_that_was_blocked_blames_no_peer(watch: Watch) -> None:
     assert check(watch, 5) is None
     # An hour passes without a tick: what the peer sent meanwhile was not read.
@@ -118,6 +109,6 @@ def test_a_loop_that_was_blocked_blames_no_peer(watch: Watch) -> None:
     assert "silent" in str(error)
 
 
-def test_the_tick_is_often_enough() -> None:
+def test_the_tick_is_often_enough_and_not_more() -> None:
     assert OPTIONS.tick == 1
-    assert LinkOptions().tick <= 0.5
+    assert 1 <= LinkOptions().tick <= 5

@@ -87,6 +87,7 @@ def test_the_passphrase_opens_its_key_and_no_other_does(tmp_path: Path) -> None:
         Authority.open(path, "")
     with pytest.raises(PassphraseError, match="empty"):
         Authority.create(tmp_path / "other", passphrase="", now_ms=NOW_MS)
+    assert not (tmp_path / "other").exists()
 
 
 def test_neither_of_its_two_files_alone_opens_the_key(tmp_path: Path) -> None:
@@ -169,8 +170,10 @@ def test_what_it_issues_is_trusted_and_kept(authority: Authority) -> None:
     judge = ChainVerifier([odd.der(authority.certificate)], authority.revocation_list().der)
     assert judge.check_signer([odd.der(made)], NOW_MS, NOW_MS).client_id == "alice"
     assert [item.certificate for item in authority.issued()] == [made]
-    assert [item.name for item in authority.current("alice", NOW_MS)] == ["alice"]
-    assert authority.current("alice", NOW_MS + 2 * YEAR_MS) == []
+    newest = authority.newest("alice")
+    assert newest is not None
+    assert newest.certificate == made
+    assert authority.newest("bob") is None
 
 
 @pytest.mark.parametrize("name", ["dead.alice", "..", "a b", "x" * 65, ""])
@@ -193,13 +196,19 @@ def test_a_second_key_can_t_take_over_a_name(authority: Authority) -> None:
         authority.issue_client("alice", first, now_ms=NOW_MS)
 
 
-def test_a_name_is_free_again_when_its_certificate_has_ended_or_is_revoked(
-    authority: Authority,
-) -> None:
+def test_a_name_is_free_again_when_its_certificate_is_revoked(authority: Authority) -> None:
     made = authority.issue_client("alice", public_key(), now_ms=NOW_MS)
+    with pytest.raises(AuthorityError):  # not even when it has ended
+        authority.issue_client("alice", public_key(), now_ms=NOW_MS + 2 * YEAR_MS)
     authority.issue_crl(now_ms=NOW_MS, revoke=[made.serial_number])
+    assert authority.newest("alice") is None
     authority.issue_client("alice", public_key(), now_ms=NOW_MS)
-    authority.issue_client("alice", public_key(), now_ms=NOW_MS + YEAR_MS)
+
+
+def test_an_authority_takes_nobody_s_place(authority: Authority) -> None:
+    with pytest.raises(FileExistsError):
+        Authority.create(authority.path, passphrase=None, now_ms=NOW_MS)
+    assert Authority.open(authority.path, None).certificate == authority.certificate
 
 
 def test_nothing_outlives_the_authority(authority: Authority) -> None:

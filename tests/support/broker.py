@@ -11,7 +11,9 @@ back on the same port with what is on its disk.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -36,6 +38,8 @@ class Broker:
         sections: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """`sections`: settings over those of the deployment, by section."""
+        self.clock_ahead_ms = 0
+        """How wrong its clock is; counts from the next `start`."""
         settings = load_server_settings(deployment.config)
         server = settings.server.model_copy(
             update={"address": ("127.0.0.1", free_port()), "drain_seconds": 0.2}
@@ -67,7 +71,13 @@ class Broker:
         key = AtRestKey.load(storage.at_rest_key_path)
         self.engine = EmbeddedEngine(storage.journal_directory)
         self.catalog = SqliteCatalog(storage.catalog_path, key)
-        self.server = Server(self.settings, self.engine, self.catalog, options=self.options)
+        self.server = Server(
+            self.settings,
+            self.engine,
+            self.catalog,
+            options=self.options,
+            now_ms=lambda: time.time_ns() // 1_000_000 + self.clock_ahead_ms,
+        )
         await self.server.start()
 
     async def stop(self) -> None:
@@ -79,10 +89,31 @@ class Broker:
         self.cut()
         await self.server.stop()
 
+    def counter(self, name: str) -> int:
+        """One of the counters of what clients did since its start."""
+        return self.server.services.counters[name]
+
+    async def restart(self) -> None:
+        """`stop` and `start`."""
+        await self.stop()
+        await self.start()
+
+    def queue(self, name: str) -> tuple[int, int]:
+        """Messages that are ready in a queue, and that are in somebody's hands."""
+        info = self.engine.queue(name)
+        return (info.messages_ready, info.messages_unacked) if info is not None else (-1, -1)
+
+    async def until(self, condition: Callable[[Broker], bool], seconds: float = 10.0) -> None:
+        """Wait until `condition` holds of it; fails the test when it doesn't in time."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while not condition(self):
+            assert asyncio.get_running_loop().time() < deadline, "it never came to that"
+            await asyncio.sleep(0.01)
+
     def cut(self) -> None:
         """Break every connection at this moment; the broker goes on."""
-        for link in list(self.server.listener.links):
-            link.abort(ConnectionLost("the test cut it"))
+        for channel in self.server.listener.channels:
+            channel.abort(ConnectionLost("the test cut it"))
 
 
 @asynccontextmanager

@@ -97,9 +97,9 @@ class Certificates:
         """Put the certificate issued last on the list."""
         self.renew_crl(self.serial)
 
-    def renew_crl(self, *revoke: int) -> None:
-        """Issue a list that is valid now."""
-        self.authority.issue_crl(now_ms=int(time.time() * 1000), revoke=revoke)
+    def renew_crl(self, *revoke: int, at_ms: int | None = None) -> None:
+        """Issue a list that is valid now, or from `at_ms`."""
+        self.authority.issue_crl(now_ms=at_ms or int(time.time() * 1000), revoke=revoke)
 
     def server(self, name: str = "server", **overrides: Any) -> ssl.SSLContext:
         """A server's context."""

@@ -108,7 +108,7 @@ class Publishing:
             )
         if len(queues) > state.bounds.max_targets:
             raise ResourceLimit(
-                f"exchange {exchange!r} leads {len(queues)} queues for the routing key {key!r}; "
+                f"exchange {exchange!r} leads to {len(queues)} queues for the routing key {key!r}; "
                 f"one batch may go to {state.bounds.max_targets}"
             )
         return queues

@@ -53,6 +53,7 @@ class Redelivery:
         for tries, those in entry.by_tries(left).items():
             entry.queue.park(entry, those)
             self._state.backoffs.add(now + backoff_ms(tries), (entry, those))
+        self._state.check_expiry(entry, now)
 
     def timed_out(self, held: Held, now: int) -> None:
         """Its holder said nothing for too long."""

@@ -168,11 +168,14 @@ class State:
         """Messages may be given out again, from their old place."""
         queue = entry.queue
         queue.put_back(entry, bits)
-        expires_ms = entry.expires_ms
-        if expires_ms and expires_ms <= now:
-            # Its timer has passed while the messages were in hand: file it again.
-            self.expiries.add(expires_ms, entry)
+        self.check_expiry(entry, now)
         self.wake(queue)
+
+    def check_expiry(self, entry: Entry, now: int) -> None:
+        """Messages were in hand, where nothing expires: their time may be over by now."""
+        expires_ms = entry.expires_ms
+        if 0 < expires_ms <= now:
+            self.expiries.add(expires_ms, entry)
 
     def wake(self, queue: Queue) -> None:
         """The queue may have something to give to somebody."""

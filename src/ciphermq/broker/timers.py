@@ -26,10 +26,13 @@ class Wheel(Generic[T]):
         self._buckets: dict[int, list[T]] = {}
         self._stale: dict[int, int] = {}
         self._ticks: list[int] = []
+        self._due: list[T] = []
+        """What is left of a bucket that is due, last first."""
+        self._due_tick = 0
 
     def __len__(self) -> int:
         """Items filed, those no longer wanted among them."""
-        return sum(map(len, self._buckets.values()))
+        return len(self._due) + sum(map(len, self._buckets.values()))
 
     def add(self, at_ms: int, item: T) -> None:
         """`due` will give `item` at `at_ms` or up to a quantum later, never before."""
@@ -59,23 +62,31 @@ class Wheel(Generic[T]):
                 self._ticks = sorted(self._buckets)
 
     def due(self, now_ms: int, most: int) -> list[T]:
-        """Up to `most` items that are due and still wanted; they are filed no more."""
+        """Up to `most` items that are due and still wanted; they are filed no more. Those that
+        were filed for about the same time come in the order in which they were filed."""
         found: list[T] = []
-        while len(found) < most and self._ticks and self._ticks[0] * self._quantum <= now_ms:
-            tick = self._ticks[0]
-            bucket = self._buckets.get(tick, [])
-            while bucket and len(found) < most:
-                item = bucket.pop()
-                if self._wanted(item):
-                    found.append(item)
-            if not bucket:
-                heapq.heappop(self._ticks)
-                self._buckets.pop(tick, None)
-                self._stale.pop(tick, None)
+        while len(found) < most and (self._due or self._next_bucket(now_ms)):
+            item = self._due.pop()
+            if self._wanted(item):
+                found.append(item)
         return found
+
+    def _next_bucket(self, now_ms: int) -> bool:
+        """Take apart the next bucket, if it is due."""
+        while self._ticks and self._ticks[0] * self._quantum <= now_ms:
+            tick = heapq.heappop(self._ticks)
+            bucket = self._buckets.pop(tick, None)
+            self._stale.pop(tick, None)
+            if bucket:
+                bucket.reverse()
+                self._due, self._due_tick = bucket, tick
+                return True
+        return False
 
     def next_deadline(self) -> int | None:
         """When `due` may next give something, or None."""
+        if self._due:
+            return self._due_tick * self._quantum
         while self._ticks and self._ticks[0] not in self._buckets:
             heapq.heappop(self._ticks)
         return self._ticks[0] * self._quantum if self._ticks else None

@@ -77,7 +77,8 @@ def load_identity(access: Access, *, administers: bool = False) -> Identity:
     from ciphermq.cli.common import home_directory
     from ciphermq.cli.deployment import ADMINISTRATOR
     from ciphermq.client import places
-    from ciphermq.client.identity import WRAPPED, Identity
+    from ciphermq.client.identity import Identity
+    from ciphermq.client.layout import WRAPPED
 
     home = home_directory(access.home)
     selector = access.identity

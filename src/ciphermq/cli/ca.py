@@ -10,14 +10,12 @@ import typer
 
 from ciphermq.cli import passphrases
 from ciphermq.cli.common import HomeOption, JsonOption, home_directory
-from ciphermq.cli.enrolment import now_ms, open_authority, write_new
+from ciphermq.cli.enrolment import check_new, now_ms, open_authority, write_new
 from ciphermq.cli.output import print_fields, print_json
 
 if TYPE_CHECKING:
     from ciphermq.cli.deployment import Deployment
     from ciphermq.pki.revocation import RevocationList
-
-_MOST_REQUEST = 64 * 1024
 
 
 def register(app: typer.Typer) -> None:
@@ -42,6 +40,13 @@ def sign(
         str | None,
         typer.Option(help="The name it must ask for, if you know.", show_default=False),
     ] = None,
+    fingerprint: Annotated[
+        str | None,
+        typer.Option(
+            help="The fingerprint its key must have, as its maker told you by another road.",
+            show_default=False,
+        ),
+    ] = None,
     url: Annotated[
         str | None,
         typer.Option(help="The broker's URL.  [default: the deployment's]", show_default=False),
@@ -60,33 +65,48 @@ def sign(
 
     Only the name and the key are taken from the request. Be sure that it is from whom it says.
     """
+    from ciphermq import limits
     from ciphermq.cli.deployment import Deployment
-    from ciphermq.client import enrol
+    from ciphermq.client import enrol, view
+    from ciphermq.directory import records
     from ciphermq.errors import CertificateError
     from ciphermq.net.address import parse_url
     from ciphermq.pki import names
-    from ciphermq.pki.authority import load_request
+    from ciphermq.pki.authority import load_request, request_key
+    from ciphermq.pki.verify import key_sha256
 
     deployment = Deployment(home_directory(home))
     with request.open("rb") as stream:
-        asked = load_request(stream.read(_MOST_REQUEST))
+        asked = load_request(stream.read(limits.MAX_KEY_FILE))
     found = names.request_name(asked)
+    digest = key_sha256(request_key(asked))
     if name is not None and found != name:
         raise CertificateError(f"{request} asks for the name {found!r}, not for {name!r}")
+    if fingerprint is not None and digest != records.parse_fingerprint(fingerprint):
+        raise CertificateError(
+            f"the key in {request} has another fingerprint: {records.fingerprint(digest)}. "
+            "Somebody may have put another request in the place of this one"
+        )
     broker = (url, "") if url else deployment.broker()
     parse_url(broker[0])
+    file = check_new(file or Path(f"{found}.signed"))
     authority = open_authority(deployment, passphrase_file)
-    file = file or Path(f"{found}.signed")
     certificate = authority.sign_request(asked, now_ms=now_ms(), replace=replace)
     write_new(file, enrol.answer(authority, certificate, *broker))
     end = certificate.not_valid_after_utc
     if as_json:
-        serial = f"{certificate.serial_number:x}"
         print_json(
-            {"name": found, "file": str(file), "serial": serial, "not_after": end.isoformat()}
+            {
+                "name": found,
+                "file": str(file),
+                "serial": f"{certificate.serial_number:x}",
+                "not_after": view.spell(end),
+                "certificate_key": digest.hex(),
+            }
         )
         return
     print(f"Certified {found} until {end:%Y-%m-%d}: {file} (it holds no secret).")
+    print(f"Its key's fingerprint, to compare with its maker's:\n  {records.fingerprint(digest)}")
     print(f"Next, where {found} lives:\n  ciphermq identity import {file}")
 
 
@@ -129,6 +149,7 @@ def server(
 ) -> None:
     """Give the broker a new certificate for another year; its key stays."""
     from ciphermq.cli import deployment as layout
+    from ciphermq.client import view
 
     deployment = layout.Deployment(home_directory(home))
     authority = open_authority(deployment, passphrase_file)
@@ -139,7 +160,7 @@ def server(
     path = deployment.server / layout.SERVER_CERTIFICATE
     end = certificate.not_valid_after_utc
     if as_json:
-        print_json({"file": str(path), "hosts": hosts, "not_after": end.isoformat()})
+        print_json({"file": str(path), "hosts": hosts, "not_after": view.spell(end)})
         return
     print(f"Renewed {path} until {end:%Y-%m-%d}, for {', '.join(hosts)}.")
     print("Copy it to the broker's machine if that is another, and restart the broker.")

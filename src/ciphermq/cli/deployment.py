@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ciphermq.catalog.at_rest import AtRestKey
 from ciphermq.client import enrol
-from ciphermq.client.identity import IdentitySettings
+from ciphermq.client.layout import IdentitySettings
 from ciphermq.custody import disk
 from ciphermq.custody.passphrase import STRONG, Cost
 from ciphermq.errors import AuthorityError, IdentityNotFound, UsageError

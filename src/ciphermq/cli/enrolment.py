@@ -54,15 +54,24 @@ def open_authority(deployment: Deployment, passphrase_file: Path | None) -> Auth
     )
 
 
+def check_new(path: Path) -> Path:
+    """`path`, where nothing may be yet: asked before anything is made that would go there."""
+    from ciphermq.errors import UsageError
+
+    if path.exists():
+        raise UsageError(f"{path} exists; nothing is overwritten: name another file")
+    return path
+
+
 def write_new(path: Path, data: bytes) -> None:
     """Write a private file that must not exist."""
     from ciphermq.custody import disk
-    from ciphermq.errors import UsageError
 
     try:
         disk.write_file(path, data)
     except FileExistsError:
-        raise UsageError(f"{path} exists; nothing is overwritten: name another file") from None
+        check_new(path)
+        raise
 
 
 def describe(path: Path) -> dict[str, Any]:

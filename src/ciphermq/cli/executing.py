@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
+from ciphermq import limits
 from ciphermq.cli.common import PASSPHRASE_VARIABLE
 from ciphermq.cli.output import moment
 
@@ -24,25 +25,46 @@ _SHELL: Final = "/bin/sh"
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Z0-9]")
 
 
-async def execute(command: str, message: Message) -> int:
-    """The exit status of `command` for `message`; a signal that ended it counts as negative."""
-    process = await asyncio.create_subprocess_exec(
-        _SHELL,
-        "-c",
-        command,
-        stdin=asyncio.subprocess.PIPE,
-        env=environment(message, os.environ),
-    )
+async def execute(command: str, message: Message, renew: Callable[[], None]) -> int:
+    """The exit status of `command` for `message`; a signal that ended it counts as negative.
+
+    `renew` is called now and then while it runs, so that the broker does not take the message
+    back from a command that takes long.
+    """
+    with _in_memory(message.payload) as payload:
+        process = await asyncio.create_subprocess_exec(
+            _SHELL, "-c", command, stdin=payload, env=environment(message, os.environ)
+        )
+    renewing = asyncio.create_task(_renew(renew))
     try:
-        # A command that does not read its input is no error.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            await process.communicate(message.payload)
         return await process.wait()
     except asyncio.CancelledError:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         await process.wait()
         raise
+    finally:
+        renewing.cancel()
+
+
+@contextlib.contextmanager
+def _in_memory(payload: bytes) -> Iterator[int]:
+    """A file of these bytes that is on no disk. Unlike a pipe it needs nobody to feed it, and
+    does not care whether the command reads it to its end, or at all."""
+    descriptor = os.memfd_create("message")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(payload)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+async def _renew(renew: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(limits.ACK_RENEWAL)
+        renew()
 
 
 def environment(message: Message, base: Mapping[str, str]) -> dict[str, str]:

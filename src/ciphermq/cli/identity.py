@@ -15,6 +15,7 @@ from ciphermq.cli.enrolment import (
     NameArgument,
     NoPassphraseOption,
     SuiteOption,
+    check_new,
     describe,
     home_words,
     now_ms,
@@ -110,7 +111,7 @@ def list_(home: HomeOption = None, as_json: JsonOption = False) -> None:
     from ciphermq.client import places
 
     deployment = Deployment(home_directory(home))
-    found = [describe(path) for path in places.known(deployment.home)]
+    found = [_described(path) for path in places.known(deployment.home)]
     found += _elsewhere(deployment, {entry["name"] for entry in found})
     if as_json:
         print_json(found)
@@ -170,20 +171,24 @@ def renew(
 ) -> None:
     """Give an identity a new certificate for another year; its key stays."""
     from ciphermq.cli.deployment import Deployment
-    from ciphermq.client import enrol, identity
+    from ciphermq.client import enrol, layout, view
     from ciphermq.errors import UsageError
 
     deployment = Deployment(home_directory(home))
     path = deployment.identity(name)
-    here = (path / identity.SETTINGS).is_file()
+    here = (path / layout.SETTINGS).is_file()
     if new_key and not here:
         raise UsageError(f"the key of {name!r} is not in {path}: renew it where it lives")
+    if out is None and not here:
+        out = Path(f"{name}.signed")
+    if out is not None:
+        check_new(out)
     authority = open_authority(deployment, passphrase_file)
     if new_key:
         phrase = passphrases.existing_identity(
             identity_passphrase_file,
             f"the keys of {name!r}",
-            needed=(path / identity.WRAPPED).exists(),
+            needed=(path / layout.WRAPPED).exists(),
         )
         certificate = enrol.renew_with_new_key(
             path, authority=authority, now_ms=now_ms(), passphrase=phrase
@@ -192,13 +197,12 @@ def renew(
         certificate = enrol.renew(path, authority=authority, now_ms=now_ms())
     else:
         certificate = enrol.renew_elsewhere(name, authority=authority, now_ms=now_ms())
-        out = out or Path(f"{name}.signed")
     if out is not None:
         broker = (url, "") if url else deployment.broker()
         write_new(out, enrol.answer(authority, certificate, *broker))
     end = certificate.not_valid_after_utc
     if as_json:
-        result = {"name": name, "not_after": end.isoformat(), "file": out and str(out)}
+        result = {"name": name, "not_after": view.spell(end), "file": out and str(out)}
         print_json({**result, "serial": f"{certificate.serial_number:x}"})
         return
     print(f"Renewed {name} until {end:%Y-%m-%d}.")
@@ -209,6 +213,17 @@ def renew(
             "Its certificate key is new: clients that know the old one stop sending to it until "
             f"they run\n  ciphermq keys trust {name}"
         )
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """As `describe`; one that is damaged must not hide the others."""
+    from ciphermq.errors import CipherMQError
+
+    try:
+        return describe(path)
+    except CipherMQError as error:
+        unusable = {"name": path.name, "status": "unusable", "not_after": None}
+        return {**unusable, "directory": str(path), "warnings": [str(error)]}
 
 
 def _elsewhere(deployment: Deployment, here: set[str]) -> list[dict[str, Any]]:

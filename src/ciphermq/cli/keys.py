@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
 
 def list_(access: Access, as_json: JsonOption = False) -> None:
     """Everybody whose key this identity has ever seen."""
-    from ciphermq.client.identity import TRUST
+    from ciphermq.client.layout import TRUST
     from ciphermq.client.trust import TrustFile
 
     known = TrustFile(_own_path(access) / TRUST).clients()
@@ -62,7 +62,7 @@ def show(
 ) -> None:
     """A client's key: what is remembered of it, and what the broker says now."""
     from ciphermq.client import view
-    from ciphermq.client.identity import TRUST
+    from ciphermq.client.layout import TRUST
     from ciphermq.client.trust import TrustFile
     from ciphermq.errors import CipherMQError, TransportError, UnknownReceiver
 
@@ -109,7 +109,7 @@ def fingerprint(
 ) -> None:
     """The fingerprint of a client's certificate key, for two people to compare."""
     from ciphermq.client import view
-    from ciphermq.client.identity import TRUST
+    from ciphermq.client.layout import TRUST
     from ciphermq.client.trust import TrustFile
     from ciphermq.directory.records import fingerprint as spell
     from ciphermq.errors import UnknownReceiver
@@ -242,7 +242,7 @@ def _own_path(access: Access) -> Any:
 
 
 def _trust_file(access: Access) -> Any:
-    from ciphermq.client.identity import TRUST
+    from ciphermq.client.layout import TRUST
     from ciphermq.client.trust import TrustFile
 
     return TrustFile(_own_path(access) / TRUST)

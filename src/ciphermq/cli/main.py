@@ -22,6 +22,8 @@ from ciphermq.cli import (
     journal,
     keys,
     queues,
+    receive,
+    send,
     server,
     status,
     waiting,
@@ -34,6 +36,8 @@ COMMANDS: Final[tuple[ModuleType, ...]] = (
     identity,
     ca,
     keys,
+    send,
+    receive,
     queues,
     exchanges,
     waiting,
@@ -66,6 +70,7 @@ app = typer.Typer(
     help="A message queue whose middle can't read, forge, swap or lose what it carries.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

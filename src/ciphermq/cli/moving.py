@@ -15,6 +15,7 @@ from ciphermq.cli.enrolment import (
     NameArgument,
     NoPassphraseOption,
     SuiteOption,
+    check_new,
     describe,
     now_ms,
     suite_named,
@@ -48,15 +49,15 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write all that a client's machine needs to one file, under a passphrase of its own."""
-    from ciphermq.client import enrol, identity, places
+    from ciphermq.client import enrol, layout, places
 
     path = places.find(name, home_directory(home))
-    file = file or Path(f"{path.name}.identity")
+    file = check_new(file or Path(f"{path.name}.identity"))
     phrase = None
     if not no_passphrase:
         phrase = passphrases.new_file(passphrase_file, f"the file {file}")
     write_new(file, enrol.export(path, phrase))
-    clear = phrase is None and not (path / identity.WRAPPED).exists()
+    clear = phrase is None and not (path / layout.WRAPPED).exists()
     if as_json:
         print_json({"file": str(file), "encrypted": phrase is not None, "keys_in_clear": clear})
         return
@@ -79,7 +80,7 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Take over an identity, or the certificate for one that made its request here."""
-    from ciphermq.client import bundle, enrol, identity
+    from ciphermq.client import bundle, enrol, layout
     from ciphermq.client.enrol import fingerprint_of
     from ciphermq.directory.records import fingerprint
     from ciphermq.errors import UsageError
@@ -88,7 +89,7 @@ def import_(
     text = bundle.read(file)
     needed = bundle.needs_passphrase(text)
     got = bundle.unpack(text, passphrases.existing(passphrase_file, str(file), needed=needed))
-    path = to or _own_place(got.name, home, made=got.kind == "certificate")
+    path = to or _own_place(got.name, home, required=got.kind == "certificate")
     if got.kind == "certificate":
         enrol.install_certificate(got, path, now_ms())
     else:
@@ -99,7 +100,7 @@ def import_(
             )
         enrol.import_identity(got, path, now_ms())
     entry = describe(path)
-    authority = fingerprint_of(names.load(identity.read_authorities(path)[0]))
+    authority = fingerprint_of(names.load(layout.read_authorities(path)[0]))
     if as_json:
         print_json({**entry, "authority_fingerprint": authority.hex()})
         return
@@ -131,14 +132,17 @@ def request(
 
     For an identity that exists, a request to renew its certificate.
     """
-    from ciphermq.client import enrol, identity
+    from ciphermq.client import enrol, layout
+    from ciphermq.directory.records import fingerprint as spell
+    from ciphermq.pki.authority import load_request, request_key
     from ciphermq.pki.names import check_issuable
+    from ciphermq.pki.verify import key_sha256
 
     check_issuable(name)
-    path = to or _own_place(name, home, made=None)
-    file = file or Path(f"{name}.request")
-    if (path / identity.SETTINGS).is_file():
-        needed = (path / identity.WRAPPED).exists()
+    path = to or _own_place(name, home, required=False)
+    file = check_new(file or Path(f"{name}.request"))
+    if (path / layout.SETTINGS).is_file():
+        needed = (path / layout.WRAPPED).exists()
         text = enrol.request_again(path, passphrases.existing(passphrase_file, name, needed=needed))
         done = f"{path} has its keys already: this request is to have the same key certified."
     else:
@@ -148,25 +152,27 @@ def request(
         text = enrol.request(path, name=name, passphrase=phrase, suite=suite_named(suite))
         done = f"Made the keys of {name} in {path}."
     write_new(file, text)
+    digest = key_sha256(request_key(load_request(text)))
     if as_json:
-        print_json({"name": name, "directory": str(path), "request": str(file)})
+        result = {"name": name, "directory": str(path), "request": str(file)}
+        print_json({**result, "certificate_key": digest.hex()})
         return
-    print(f"{done}\nNext, where the authority is (the file holds no secret):")
+    print(f"{done}\nFingerprint of its certificate key, for whoever signs:\n  {spell(digest)}")
+    print("Next, where the authority is (the file holds no secret):")
     print(f"  ciphermq ca sign {file}\nand then, here, with what that wrote:")
     print(f"  ciphermq identity import {name}.signed")
 
 
-def _own_place(name: str, home: Path | None, *, made: bool | None) -> Path:
-    """Where the identity is, or (not `made`) where a new one of that name goes."""
+def _own_place(name: str, home: Path | None, *, required: bool) -> Path:
+    """Where the identity is; or, unless it is `required`, where a new one of that name goes."""
     from ciphermq.client import places
     from ciphermq.errors import IdentityNotFound
     from ciphermq.pki.names import check_issuable
 
     check_issuable(name)
-    if made is not False:
-        try:
-            return places.find(name, home_directory(home))
-        except IdentityNotFound:
-            if made:
-                raise
+    try:
+        return places.find(name, home_directory(home))
+    except IdentityNotFound:
+        if required:
+            raise
     return home / "identities" / name if home is not None else places.user_directory() / name

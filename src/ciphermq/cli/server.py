@@ -79,8 +79,9 @@ def assemble(settings: ServerSettings) -> Server:
 
     Raises what is wrong with its files, before anything is opened for writing.
     """
+    from ciphermq.broker import BrokerLimits
     from ciphermq.catalog import AtRestKey, SqliteCatalog
-    from ciphermq.engines.embedded import EmbeddedEngine
+    from ciphermq.engines.embedded import EmbeddedEngine, EmbeddedOptions
     from ciphermq.server.server import Server
 
     _check_dates(settings)
@@ -88,7 +89,15 @@ def assemble(settings: ServerSettings) -> Server:
     key = AtRestKey.load(storage.at_rest_key_path)
     storage.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     catalog = SqliteCatalog(storage.catalog_path, key, metadata_days=storage.metadata_days)
-    engine = EmbeddedEngine(storage.journal_directory)
+    bounds, delivery = settings.limits, settings.delivery
+    broker = BrokerLimits(
+        max_queues=bounds.max_queues,
+        max_exchanges=bounds.max_exchanges,
+        max_bindings=bounds.max_bindings,
+        dedup_window_ms=int(delivery.dedup_window_seconds * 1000),
+        max_dedup_entries=delivery.max_dedup_entries,
+    )
+    engine = EmbeddedEngine(storage.journal_directory, options=EmbeddedOptions(broker=broker))
     return Server(settings, engine, catalog)
 
 

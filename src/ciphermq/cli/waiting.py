@@ -64,7 +64,7 @@ def list_dead(
     queue: Annotated[
         str | None,
         typer.Argument(
-            metavar="[QUEUE]",
+            metavar="QUEUE",
             help="The queue whose dead letters to show.  [default: how many each queue has]",
             show_default=False,
         ),

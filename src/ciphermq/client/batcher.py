@@ -48,12 +48,11 @@ class Group(Generic[T]):
 
     def takes(self, item: Item[T], most_bytes: int, most_messages: int) -> bool:
         """Whether `item` may join."""
-        if self.size + item.size > most_bytes or len(self.items) >= most_messages:
-            return False
-        if not self.expires_ms or not item.expires_ms:
-            return self.expires_ms == item.expires_ms
-        earliest = min(self.expires_ms, item.expires_ms)
-        return max(self._latest_ms, item.expires_ms) - earliest <= _GRAIN_MS
+        return (
+            self.size + item.size <= most_bytes
+            and len(self.items) < most_messages
+            and end_together(self.expires_ms, self._latest_ms, item.expires_ms)
+        )
 
     def join(self, item: Item[T]) -> None:
         """Add an item that it takes."""
@@ -61,6 +60,14 @@ class Group(Generic[T]):
         self.size += item.size
         self.expires_ms = min(self.expires_ms, item.expires_ms)
         self._latest_ms = max(self._latest_ms, item.expires_ms)
+
+
+def end_together(earliest_ms: int, latest_ms: int, expires_ms: int) -> bool:
+    """Whether a message that ends at `expires_ms` may share a batch with others whose ends lie
+    between the two; 0: never."""
+    if not earliest_ms or not expires_ms:
+        return earliest_ms == expires_ms
+    return max(latest_ms, expires_ms) - min(earliest_ms, expires_ms) <= _GRAIN_MS
 
 
 class Batcher(Generic[T]):

@@ -20,7 +20,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from ciphermq import limits
-from ciphermq.client import identity, ownkeys
+from ciphermq.client import layout, ownkeys
 from ciphermq.custody import passphrase
 from ciphermq.custody.armour import armour, label_of, strip_armour
 from ciphermq.errors import IdentityError, PassphraseError
@@ -33,24 +33,24 @@ _CERTIFICATE: Final = "CIPHERMQ CERTIFICATE"
 _BOX_LABEL: Final = b"CipherMQ/2 exported identity\0"
 
 PUBLIC_PARTS: Final = {
-    identity.SETTINGS: limits.MAX_KEY_FILE,
-    identity.CERTIFICATE: limits.MAX_KEY_FILE,
-    identity.AUTHORITY: limits.MAX_KEY_FILE,
-    identity.REVOCATION_LIST: 2 * limits.MAX_CRL,
+    layout.SETTINGS: limits.MAX_KEY_FILE,
+    layout.CERTIFICATE: limits.MAX_KEY_FILE,
+    layout.AUTHORITY: limits.MAX_KEY_FILE,
+    layout.REVOCATION_LIST: 2 * limits.MAX_CRL,
 }
 """Parts that others may see, each with its greatest size."""
 
 _SECRET_PARTS: Final = {
-    identity.KEY: limits.MAX_KEY_FILE,
-    identity.WRAPPED: limits.MAX_KEY_FILE,
-    identity.TRUST: limits.MAX_TRUST_FILE,
-    f"{identity.SEALING}/{ownkeys.STATE}": limits.MAX_KEY_FILE,
-    f"{identity.SEALING}/{ownkeys.RECORD}": limits.MAX_KEY_FILE,
+    layout.KEY: limits.MAX_KEY_FILE,
+    layout.WRAPPED: limits.MAX_KEY_FILE,
+    layout.TRUST: limits.MAX_TRUST_FILE,
+    f"{layout.SEALING}/{ownkeys.STATE}": limits.MAX_KEY_FILE,
+    f"{layout.SEALING}/{ownkeys.RECORD}": limits.MAX_KEY_FILE,
 }
-_SEALING_KEY: Final = re.compile(rf"{identity.SEALING}/[0-9a-f]{{32}}\{ownkeys.KEY_SUFFIX}")
+_SEALING_KEY: Final = re.compile(rf"{layout.SEALING}/[0-9a-f]{{32}}\{ownkeys.KEY_SUFFIX}")
 _NEEDED: Final = {
     "certificate": set(PUBLIC_PARTS),
-    "identity": {*PUBLIC_PARTS, identity.KEY, f"{identity.SEALING}/{ownkeys.STATE}"},
+    "identity": {*PUBLIC_PARTS, layout.KEY, f"{layout.SEALING}/{ownkeys.STATE}"},
 }
 
 

@@ -23,16 +23,20 @@ from ciphermq import limits
 from ciphermq.client import places
 from ciphermq.client.core import Core, Patience
 from ciphermq.client.directory import Directory
-from ciphermq.client.fetching import fetch
+from ciphermq.client.fetching import fetch, messages_of
 from ciphermq.client.identity import Identity
-from ciphermq.client.inbox import Inbox
+from ciphermq.client.inbox import Arrival, Inbox
 from ciphermq.client.lane import Route, Sealer
+from ciphermq.client.many import Progress
 from ciphermq.client.messages import Message
 from ciphermq.client.opening import Unsealer
+from ciphermq.client.outbox import Outbox
 from ciphermq.client.publisher import Publisher
 from ciphermq.client.receiver import Receiver
+from ciphermq.client.relay import Relay
 from ciphermq.client.sender import Sender
 from ciphermq.client.session import now_ms
+from ciphermq.client.source import Source
 from ciphermq.directory.records import VerifiedRecord
 from ciphermq.errors import UsageError
 from ciphermq.model import ids
@@ -106,12 +110,10 @@ class Client:
         large a batch may grow while more is waiting; larger ones make each message cheaper,
         smaller ones make it wait less.
         """
-        if queue is not None and (exchange or routing_key):
-            raise UsageError("a sender has a queue, or an exchange with its routing key, not both")
         sender = Sender(
             self._publisher,
             self._sealer,
-            Route(to, exchange, routing_key if queue is None else queue),
+            Route.of(to, queue=queue, exchange=exchange, routing_key=routing_key),
             timeout=self._core.patience.send if timeout is None else timeout,
             ttl=ttl,
             window=self._window if window is None else window,
@@ -153,11 +155,61 @@ class Client:
         self._receivers.append(receiver)
         return receiver
 
+    def source(
+        self,
+        queue: str | None = None,
+        *,
+        prefetch: int = limits.DEFAULT_PREFETCH,
+        name: str | None = None,
+        on_ending: Callable[[], None] = lambda: None,
+    ) -> Source:
+        """What a receiver is built on: opened batches as they come, settled by the caller."""
+        return Source(self._core, self._unsealer, queue or self.name, name, prefetch, on_ending)
+
     async def fetch(self, queue: str | None = None, messages: int = 1) -> list[Message]:
         """The oldest messages in `queue`, at least so many if there are, in whole batches; none
         when it is empty. Settle them with `Message.ack` and its kin; what isn't settled when the
         connection ends comes again."""
+        return messages_of(await self.fetch_opened(queue, messages))
+
+    async def fetch_opened(self, queue: str | None, messages: int) -> list[Arrival]:
+        """What `fetch` is built on: opened batches, settled by the caller."""
         return await fetch(self._core, self._unsealer, queue or self.name, messages)
+
+    def relay(
+        self,
+        outbox: Outbox,
+        *,
+        patient: bool = True,
+        window: int | None = None,
+        progress: Progress | None = None,
+    ) -> Relay:
+        """A relay that sends what is in `outbox`, from ``async with`` on.
+
+        `patient`: what can't be sent now (an unknown receiver, no binding) is logged and tried
+        again, for ever; otherwise it ends the relay, and `Relay.drained` raises it. Either way
+        the message stays in the Outbox. `progress` is called with the number of messages
+        confirmed so far.
+        """
+        return Relay(
+            self._publisher,
+            self._sealer,
+            self.name,
+            outbox.path,
+            patient=patient,
+            window=self._window if window is None else window,
+            close_timeout=self._core.patience.close,
+            progress=progress,
+        )
+
+    async def drain(self, outbox: Outbox, progress: Progress | None = None) -> int:
+        """Send everything that is in `outbox`, and wait until it is confirmed; how many messages.
+
+        Raises what keeps any from being sent; what isn't confirmed stays in the Outbox.
+        """
+        async with self.relay(outbox, patient=False, progress=progress) as relay:
+            await relay.drained()
+            return relay.confirmed
 
     # --- keys -----------------------------------------------------------------------------------
 
@@ -240,7 +292,7 @@ class Client:
         moved: int = await self._core.ask(frames.Redrive, queue=queue, messages=messages)
         return moved
 
-    async def list(self, what: str, prefix: str = "") -> AsyncIterator[dict[str, Any]]:
+    async def rows(self, what: str, prefix: str = "") -> AsyncIterator[dict[str, Any]]:
         """All `queues`, `exchanges`, `bindings`, `consumers` or `connections` that this client
         may see, by name."""
         offset = 0

@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from ciphermq import limits
-from ciphermq.client import bundle, identity
+from ciphermq.client import bundle, layout
 from ciphermq.client.bundle import Bundle
-from ciphermq.client.identity import IdentitySettings
+from ciphermq.client.layout import IdentitySettings
 from ciphermq.client.ownkeys import OwnKeys
 from ciphermq.client.trust import TrustFile
 from ciphermq.custody import disk
@@ -59,8 +59,9 @@ def create(
 ) -> x509.Certificate:
     """Make the identity `name` in the new directory `path`, certified by `authority`.
 
-    Its certificate is for `lifetime` seconds. Its keys are encrypted when there is a `passphrase`. Raises `FileExistsError` when there is
-    something at `path`, `AuthorityError` as `Authority.issue_client` does.
+    Its certificate is for `lifetime` seconds. Its keys are encrypted when there is a
+    `passphrase`. Raises `FileExistsError` when there is something at `path`, `AuthorityError` as
+    `Authority.issue_client` does.
     """
     settings = IdentitySettings(names.check_issuable(name), url, server_name, suite.name)
     with disk.new_directory(path) as directory:
@@ -88,16 +89,16 @@ def request(
     settings = IdentitySettings(names.check_issuable(name), "", "", suite.name)
     with disk.new_directory(path) as directory:
         text = _request(name, _write_keys(directory, settings, passphrase, cost))
-        disk.write_file(directory / identity.REQUEST, text, mode=disk.PUBLIC)
+        disk.write_file(directory / layout.REQUEST, text, mode=disk.PUBLIC)
     return text
 
 
 def request_again(path: Path, passphrase: str | None) -> bytes:
     """A request for the key that the identity in `path` has already: to renew its certificate."""
     name = IdentitySettings.read(path).name
-    secret = keyfile.read_password(path / identity.WRAPPED, passphrase, identity.PURPOSE)
-    text = _request(name, keyfile.read_key(path / identity.KEY, secret))
-    disk.write_file(path / identity.REQUEST, text, mode=disk.PUBLIC, replace=True)
+    secret = keyfile.read_password(path / layout.WRAPPED, passphrase, layout.PURPOSE)
+    text = _request(name, keyfile.read_key(path / layout.KEY, secret))
+    disk.write_file(path / layout.REQUEST, text, mode=disk.PUBLIC, replace=True)
     return text
 
 
@@ -143,12 +144,12 @@ def renew_with_new_key(
     Everybody who pinned the old key must run ``ciphermq keys trust``.
     """
     name = IdentitySettings.read(path).name
-    secret = keyfile.read_password(path / identity.WRAPPED, passphrase, identity.PURPOSE)
+    secret = keyfile.read_password(path / layout.WRAPPED, passphrase, layout.PURPOSE)
     key = keyfile.new_key(KEY_CURVE)
     certificate = authority.issue_client(name, key.public_key(), now_ms=now_ms, replace=True)
     # Stopped between the two writes, key and certificate don't fit, and loading says so; the same
     # command again puts it right.
-    keyfile.write_key(path / identity.KEY, key, secret, replace=True)
+    keyfile.write_key(path / layout.KEY, key, secret, replace=True)
     _write_public(path, authority, certificate)
     return certificate
 
@@ -158,7 +159,7 @@ def export(path: Path, passphrase: str | None = None, cost: Cost = STRONG) -> by
 
     Keys that are encrypted already stay so, under the identity's own passphrase.
     """
-    name = names.client_id_of(identity.read_certificate(path))
+    name = names.client_id_of(layout.read_certificate(path))
     return bundle.pack("identity", name, bundle.collect(path), passphrase, cost)
 
 
@@ -175,8 +176,8 @@ def import_identity(exported: Bundle, path: Path, now_ms: int) -> None:
             disk.write_file(target, data, mode=mode)
         if IdentitySettings.read(directory).name != exported.name:
             raise IdentityError("the file's settings are of another identity than the file")
-        certificate = identity.read_certificate(directory)
-        _check_certificate(certificate, exported.name, identity.read_authorities(directory), now_ms)
+        certificate = layout.read_certificate(directory)
+        _check_certificate(certificate, exported.name, layout.read_authorities(directory), now_ms)
 
 
 def install_certificate(answered: Bundle, path: Path, now_ms: int) -> x509.Certificate:
@@ -188,14 +189,14 @@ def install_certificate(answered: Bundle, path: Path, now_ms: int) -> x509.Certi
     settings = IdentitySettings.read(path)
     if answered.name != settings.name:
         raise CertificateError(f"the answer is for {answered.name!r}, not for {settings.name!r}")
-    with disk.locked(path / identity.LOCK):
-        authority_pem = answered.files[identity.AUTHORITY]
-        known = path / identity.AUTHORITY
+    with disk.locked(path / layout.LOCK):
+        authority_pem = answered.files[layout.AUTHORITY]
+        known = path / layout.AUTHORITY
         first = not known.exists()
         authorities = (
-            pem.blocks("CERTIFICATE", authority_pem) if first else identity.read_authorities(path)
+            pem.blocks("CERTIFICATE", authority_pem) if first else layout.read_authorities(path)
         )
-        certificate = _load(answered.files[identity.CERTIFICATE])
+        certificate = _load(answered.files[layout.CERTIFICATE])
         verifier = _check_certificate(certificate, settings.name, authorities, now_ms)
         if certificate.public_key() != _own_public_key(path):
             raise CertificateError(
@@ -204,12 +205,12 @@ def install_certificate(answered: Bundle, path: Path, now_ms: int) -> x509.Certi
             )
         if first:
             disk.write_file(known, authority_pem, mode=disk.PUBLIC)
-        for der in pem.blocks("X509 CRL", answered.files[identity.REVOCATION_LIST]):
+        for der in pem.blocks("X509 CRL", answered.files[layout.REVOCATION_LIST]):
             crl = verifier.use_crl(der)
-            TrustFile(path / identity.TRUST).note_crl(crl)
-            identity.write_revocation_lists(path, crl)
+            TrustFile(path / layout.TRUST).note_crl(crl)
+            layout.write_revocation_lists(path, crl)
         if not settings.url:
-            told = IdentitySettings.parse(answered.files[identity.SETTINGS], "the answer")
+            told = IdentitySettings.parse(answered.files[layout.SETTINGS], "the answer")
             msgspec.structs.replace(settings, url=told.url, server_name=told.server_name).write(
                 path
             )
@@ -219,9 +220,9 @@ def install_certificate(answered: Bundle, path: Path, now_ms: int) -> x509.Certi
 
 def install_crl(path: Path, crl: RevocationList) -> None:
     """Put the authority's new list into the identity in `path`, which need not be open."""
-    with disk.locked(path / identity.LOCK):
-        TrustFile(path / identity.TRUST).note_crl(crl)
-        identity.write_revocation_lists(path, crl)
+    with disk.locked(path / layout.LOCK):
+        TrustFile(path / layout.TRUST).note_crl(crl)
+        layout.write_revocation_lists(path, crl)
 
 
 def fingerprint_of(certificate: x509.Certificate) -> bytes:
@@ -235,12 +236,10 @@ def _write_keys(
     secret = None
     if passphrase is not None:
         secret = keyfile.new_password()
-        keyfile.write_password(
-            directory / identity.WRAPPED, secret, passphrase, identity.PURPOSE, cost
-        )
+        keyfile.write_password(directory / layout.WRAPPED, secret, passphrase, layout.PURPOSE, cost)
     key = keyfile.new_key(KEY_CURVE)
-    keyfile.write_key(directory / identity.KEY, key, secret)
-    OwnKeys.create(directory / identity.SEALING, Suite[settings.suite], secret)
+    keyfile.write_key(directory / layout.KEY, key, secret)
+    OwnKeys.create(directory / layout.SEALING, Suite[settings.suite], secret)
     settings.write(directory)
     return key
 
@@ -254,10 +253,10 @@ def _request(name: str, key: ec.EllipticCurvePrivateKey) -> bytes:
 def _own_public_key(path: Path) -> ec.EllipticCurvePublicKey:
     """The certificate key's public half, which needs no passphrase."""
     try:
-        if (path / identity.CERTIFICATE).exists():
-            key = identity.read_certificate(path).public_key()
+        if (path / layout.CERTIFICATE).exists():
+            key = layout.read_certificate(path).public_key()
         else:
-            key = load_request((path / identity.REQUEST).read_bytes()).public_key()
+            key = load_request((path / layout.REQUEST).read_bytes()).public_key()
     except (OSError, *names.UNREADABLE) as error:
         raise IdentityError(f"the public key of {path} can't be read: {error}") from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
@@ -293,22 +292,22 @@ def _check_certificate(
 
 def _write_public(path: Path, authority: Authority, certificate: x509.Certificate) -> None:
     install_crl(path, authority.revocation_list())
-    with disk.locked(path / identity.LOCK):
+    with disk.locked(path / layout.LOCK):
         _write_certificate(path, certificate)
 
 
 def _write_certificate(path: Path, certificate: x509.Certificate) -> None:
     text = certificate.public_bytes(Encoding.PEM)
-    disk.write_file(path / identity.CERTIFICATE, text, mode=disk.PUBLIC, replace=True)
-    (path / identity.REQUEST).unlink(missing_ok=True)
+    disk.write_file(path / layout.CERTIFICATE, text, mode=disk.PUBLIC, replace=True)
+    (path / layout.REQUEST).unlink(missing_ok=True)
 
 
 def _public_parts(
     authority: AuthorityDirectory, certificate: x509.Certificate, settings: IdentitySettings
 ) -> dict[str, bytes]:
     return {
-        identity.SETTINGS: settings.to_toml(),
-        identity.CERTIFICATE: certificate.public_bytes(Encoding.PEM),
-        identity.AUTHORITY: authority.certificate_pem,
-        identity.REVOCATION_LIST: pem.block("X509 CRL", authority.revocation_list().der),
+        layout.SETTINGS: settings.to_toml(),
+        layout.CERTIFICATE: certificate.public_bytes(Encoding.PEM),
+        layout.AUTHORITY: authority.certificate_pem,
+        layout.REVOCATION_LIST: pem.block("X509 CRL", authority.revocation_list().der),
     }

@@ -43,7 +43,7 @@ class Feed:
         """The same through all connections; another one for each receiver."""
         self.arrived = asyncio.Event()
         """Set when something has happened that who waits for a delivery must look at."""
-        self.failure: CipherMQError | None = None
+        self.failure: Exception | None = None
         """Why nothing more will come."""
         self._core = core
         self._credit = Credit(prefetch)
@@ -71,6 +71,10 @@ class Feed:
     def take(self) -> BrokerDelivery | None:
         """The oldest delivery that nobody has looked at."""
         return self._buffer.popleft() if self._buffer else None
+
+    def put_back(self, deliveries: list[BrokerDelivery]) -> None:
+        """These were taken last, and those that aren't settled yet have not been looked at."""
+        self._buffer.extendleft(each for each in reversed(deliveries) if each.live)
 
     def renew(self) -> None:
         """Tell the broker that everything in hand is still wanted."""
@@ -121,8 +125,8 @@ class Feed:
                     # Without an answer nobody knows whether the consumer is there: begin anew.
                     _log.warning("the broker doesn't answer", error=str(error))
                     session.close("no answer")
-        except CipherMQError as error:
-            self._fail(error)
+        except Exception as error:  # noqa: BLE001 - whoever waits for a delivery must learn of it
+            self.fail(error)
 
     async def _change(self, limit: float | None) -> None:
         """Wait until something changes, or so many seconds."""
@@ -152,9 +156,10 @@ class Feed:
         self.arrived.set()
 
     def _cancelled(self, consumer: Consumer, error: Refused) -> None:
-        self._fail(error)
+        self.fail(error)
 
-    def _fail(self, error: CipherMQError) -> None:
+    def fail(self, error: Exception) -> None:
+        """Nothing more will come, because of this."""
         if self.failure is None:
             self.failure = error
         self.arrived.set()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Sequence
 
 from ciphermq.client.core import Core
 from ciphermq.client.deliveries import Consumer
+from ciphermq.client.inbox import Arrival
 from ciphermq.client.messages import Batch, Message
 from ciphermq.client.opening import Unsealer
 from ciphermq.client.settling import Settling, Teller
 from ciphermq.errors import CipherMQError
 
 
-async def fetch(core: Core, unsealer: Unsealer, queue: str, messages: int) -> list[Message]:
-    """The oldest messages of `queue`, for the caller to settle, in whole batches.
+async def fetch(core: Core, unsealer: Unsealer, queue: str, messages: int) -> list[Arrival]:
+    """The oldest messages of `queue`, in whole batches, opened.
 
     Raises a `ReceiverFault` when this machine can't open them now; they are given back then.
     """
@@ -23,22 +24,33 @@ async def fetch(core: Core, unsealer: Unsealer, queue: str, messages: int) -> li
     consumer = Consumer(session)
     for frame in await session.fetch(queue, messages):
         consumer.deliver(frame)
-    loop = asyncio.get_running_loop()
-
-    def tell_soon() -> None:
-        # There is no next message to ask for, which would tell the acks.
-        loop.call_soon(teller.tell)
-
-    teller = Teller(None, tell_soon)
-    found: list[Message] = []
+    arrivals: list[Arrival] = []
     try:
         for delivery in list(consumer.held.values()):
             arrival = await unsealer.open(delivery, queue)
             if arrival is not None:
-                settling = Settling(arrival.origin, arrival.live, arrival.delivery, teller)
-                found += Batch(arrival.messages, arrival.origin, settling)
+                arrivals.append(arrival)
     except CipherMQError:
         for delivery in list(consumer.held.values()):
             delivery.nack(delivery.live, requeue=True)
         raise
-    return found
+    return arrivals
+
+
+def messages_of(arrivals: Sequence[Arrival]) -> list[Message]:
+    """All messages of these, each of which tells the broker at once how it was settled: there is
+    no next one to be asked for."""
+
+    def tell() -> None:
+        teller.tell()
+
+    teller = Teller(None, tell)
+    return [
+        message
+        for arrival in arrivals
+        for message in Batch(
+            arrival.messages,
+            arrival.origin,
+            Settling(arrival.origin, arrival.live, arrival.delivery, teller),
+        )
+    ]

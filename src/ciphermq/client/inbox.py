@@ -102,8 +102,10 @@ class Inbox:
         )
         self._kept = Kept(self._store, clock, self._mark)
         try:
-            if store_payloads and self._store.path is not None:
-                self._lock = _lock(self._store.path)
+            if store_payloads:
+                if self._store.path is not None:
+                    self._lock = _lock(self._store.path)
+                self._kept.restore()
             self.prune()
         except BaseException:
             self.close()
@@ -137,6 +139,7 @@ class Inbox:
         for each in work:
             if each.settling.memory not in (None, self):
                 raise UsageError("a message came through another Inbox than it is to be done in")
+        asked = [each.bits for each in work]
         fresh: list[Bitmap] = []
         with self._store.transaction() as connection:
             for each in work:
@@ -148,9 +151,9 @@ class Inbox:
             for each, bits in zip(work, fresh, strict=True):
                 if bits:
                     self._mark(each.settling.origin, bits)
-        for each, bits in zip(work, fresh, strict=True):
+        for each, bits, before in zip(work, fresh, asked, strict=True):
             each.settling.committed |= bits
-            each.settling.forget(each.bits & ~bits)
+            each.settling.forget(before & ~bits)
         if not any(fresh):
             raise AlreadyDone(
                 f"{', '.join(map(str, work))}: another receiver that shares this Inbox has done "

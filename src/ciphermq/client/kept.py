@@ -8,6 +8,7 @@ shown at once is never read back.
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
@@ -26,6 +27,7 @@ SCHEMA: Final = """
     CREATE TABLE ciphermq_inbox_pending (
         seq INTEGER PRIMARY KEY,
         queue TEXT NOT NULL,
+        count INTEGER NOT NULL,
         open BLOB NOT NULL,
         tries INTEGER NOT NULL,
         origin BLOB NOT NULL,
@@ -76,8 +78,8 @@ class Kept:
         self._store = store
         self._clock = clock
         self._mark = mark
-        self._due: dict[str, list[_Due]] = {}
-        """By queue. One that isn't here has not been looked for since the start."""
+        self._due: defaultdict[str, list[_Due]] = defaultdict(list)
+        """Heaps, by queue. What is not here and pending is in somebody's hands."""
 
     # --- inside the Inbox's transactions ---------------------------------------------------
 
@@ -90,8 +92,8 @@ class Kept:
         elif fresh:
             encoded = bitmap.encode(fresh, origin.count)
             self._store.run(
-                "INSERT INTO ciphermq_inbox_pending VALUES (?, ?, ?, 0, ?, ?)",
-                (seq, origin.queue, encoded, _encode(origin), messages.plaintext),
+                "INSERT INTO ciphermq_inbox_pending VALUES (?, ?, ?, ?, 0, ?, ?)",
+                (seq, origin.queue, origin.count, encoded, _encode(origin), messages.plaintext),
             )
         return fresh
 
@@ -114,16 +116,23 @@ class Kept:
         else:
             self._store.run("DELETE FROM ciphermq_inbox_pending WHERE seq = ?", (seq,))
 
+    def restore(self) -> None:
+        """At the start everything pending is in nobody's hands: whoever had it is dead."""
+        for seq, queue, count, opened in self._store.ask(
+            "SELECT seq, queue, count, open FROM ciphermq_inbox_pending ORDER BY seq"
+        ):
+            self._due[queue].append(_Due(0.0, seq, bitmap.decode(opened, count)))
+
     # --- what is to be shown ----------------------------------------------------------------
 
     def next_due(self, queue: str) -> float | None:
         """When the next pending batch of `queue` is to be shown; None while there is none."""
-        heap = self._heap(queue)
+        heap = self._due[queue]
         return heap[0].at if heap else None
 
     def take(self, queue: str, teller: Teller) -> Batch | None:
         """The next pending batch of `queue` that is due."""
-        heap = self._heap(queue)
+        heap = self._due[queue]
         while heap and heap[0].at <= self._clock():
             due = heapq.heappop(heap)
             rows = self._store.ask(
@@ -144,20 +153,7 @@ class Kept:
 
     def show_at(self, at: float, seq: int, queue: str, bits: Bitmap) -> None:
         """Nobody has these in hand any more."""
-        heapq.heappush(self._heap(queue), _Due(at, seq, bits))
-
-    def _heap(self, queue: str) -> list[_Due]:
-        heap = self._due.get(queue)
-        if heap is None:
-            rows = self._store.ask(
-                "SELECT seq, open, origin FROM ciphermq_inbox_pending WHERE queue = ? ORDER BY seq",
-                (queue,),
-            )
-            heap = self._due[queue] = [
-                _Due(0.0, seq, bitmap.decode(opened, _decode_origin(origin).count))
-                for seq, opened, origin in rows
-            ]
-        return heap
+        heapq.heappush(self._due[queue], _Due(at, seq, bits))
 
     # --- what the application could not do ---------------------------------------------------
 

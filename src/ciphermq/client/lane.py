@@ -29,7 +29,7 @@ class Route:
     __slots__ = ("exchange", "routing_key", "to")
 
     def __init__(self, to: str | Iterable[str], exchange: str = "", routing_key: str = "") -> None:
-        """Raises `UsageError` for what could never be sealed."""
+        """Raises `UsageError` for receivers that nothing could be sealed for."""
         self.to = (to,) if isinstance(to, str) else tuple(dict.fromkeys(to))
         """Client ids of the receivers."""
         self.exchange = exchange
@@ -41,6 +41,17 @@ class Route:
                 f"a batch is sealed for 1 to {limits.MAX_RECEIVERS} receivers, not for "
                 f"{len(self.to)}: more of them need several senders"
             )
+
+    @classmethod
+    def of(
+        cls, to: str | Iterable[str], *, queue: str | None, exchange: str, routing_key: str
+    ) -> Route:
+        """The route in an application's words: to inboxes, to a queue, or by an exchange."""
+        if queue is None:
+            return cls(to, exchange, routing_key)
+        if exchange or routing_key:
+            raise UsageError("messages go to a queue, or to an exchange with a key, not to both")
+        return cls(to, "", queue)
 
 
 class Sealed(NamedTuple):

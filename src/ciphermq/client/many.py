@@ -9,24 +9,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from itertools import islice
-from typing import Final
 
-from ciphermq import limits
-from ciphermq.client.batcher import fitting
+from ciphermq.client.cutting import TOGETHER, Cutter
 from ciphermq.client.lane import Lane, Route, Sealer
-from ciphermq.client.payload import Payload, as_bytes, expiry_ms
+from ciphermq.client.payload import Payload, expiry_ms
 from ciphermq.client.session import now_ms
 from ciphermq.client.window import Parcel
-from ciphermq.errors import BatchTooLarge, WaitTimeout
-from ciphermq.model.body import MESSAGE_OVERHEAD, Body, encoded_size
+from ciphermq.errors import WaitTimeout
+from ciphermq.model.body import Body
 from ciphermq.model.message import OutgoingMessage
 
 Messages = Iterable[Payload | OutgoingMessage] | AsyncIterable[Payload | OutgoingMessage]
+Chunk = list[Payload | OutgoingMessage]
+"""Some messages together."""
 
 Progress = Callable[[int], object]
 """Called with the number of messages confirmed so far."""
-
-_TOGETHER: Final = limits.MAX_BATCH_MESSAGES
 
 
 class Many:
@@ -55,10 +53,10 @@ class Many:
         self._landed = asyncio.Event()
         self._error: BaseException | None = None
 
-    async def send(self, messages: Messages) -> int:
-        """See `Sender.send_many`."""
+    async def send(self, chunks: AsyncIterable[Chunk]) -> int:
+        """Send what comes in `chunks`; see `Sender.send_many`."""
         try:
-            async for body in self._bodies(messages):
+            async for body in self._bodies(chunks):
                 await self._launch(body)
                 if self._error is not None:
                     break
@@ -103,24 +101,13 @@ class Many:
         if self._progress is not None:
             self._progress(self._confirmed)
 
-    async def _bodies(self, messages: Messages) -> AsyncIterator[Body]:
-        """`messages` cut into batches."""
-        before = 0
-        waiting: list[bytes | OutgoingMessage] = []
-        sizes: list[int] = []
-        async for chunk in _chunks(messages):
-            fresh = [
-                each if isinstance(each, OutgoingMessage) else as_bytes(each) for each in chunk
-            ]
-            sizes += _sizes(fresh, before + len(waiting))
-            waiting += fresh
-            while len(waiting) >= _TOGETHER or sum(sizes) > self._batch_bytes:
-                count = fitting(sizes, self._batch_bytes)
-                yield _body(waiting[:count])
-                del waiting[:count], sizes[:count]
-                before += count
-        if waiting:
-            yield _body(waiting)
+    async def _bodies(self, chunks: AsyncIterable[Chunk]) -> AsyncIterator[Body]:
+        cutter = Cutter(self._batch_bytes)
+        async for chunk in chunks:
+            for body in cutter.feed(chunk):
+                yield body
+        for body in cutter.rest():
+            yield body
 
 
 class _Flight:
@@ -159,44 +146,18 @@ class _Flight:
         )
 
 
-async def _chunks(messages: Messages) -> AsyncIterator[list[Payload | OutgoingMessage]]:
+async def chunks_of(messages: Messages) -> AsyncIterator[Chunk]:
     """`messages` by the handful, so that little is done for a single one."""
     if isinstance(messages, AsyncIterable):
         chunk = []
         async for message in messages:
             chunk.append(message)
-            if len(chunk) == _TOGETHER:
+            if len(chunk) == TOGETHER:
                 yield chunk
                 chunk = []
         if chunk:
             yield chunk
         return
     iterator = iter(messages)
-    while chunk := list(islice(iterator, _TOGETHER)):
+    while chunk := list(islice(iterator, TOGETHER)):
         yield chunk
-
-
-def _sizes(messages: list[bytes | OutgoingMessage], before: int) -> list[int]:
-    """What each adds to a plaintext; `before`: messages before the first of these."""
-    sizes = []
-    for index, message in enumerate(messages):
-        try:
-            if isinstance(message, bytes) and len(message) < limits.MAX_PLAINTEXT // 2:
-                sizes.append(MESSAGE_OVERHEAD + len(message))
-            else:
-                sizes.append(encoded_size(_whole(message)))
-        except BatchTooLarge as error:
-            raise BatchTooLarge(f"message {before + index + 1}: {error}") from error
-    return sizes
-
-
-def _body(messages: list[bytes | OutgoingMessage]) -> Body:
-    now = now_ms()
-    payloads = [message for message in messages if isinstance(message, bytes)]
-    if len(payloads) == len(messages):
-        return Body.of_payloads(payloads, now)
-    return Body.of([_whole(message, now) for message in messages])
-
-
-def _whole(message: bytes | OutgoingMessage, sent_ms: int = 0) -> OutgoingMessage:
-    return OutgoingMessage(message, sent_ms=sent_ms) if isinstance(message, bytes) else message

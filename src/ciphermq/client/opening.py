@@ -13,10 +13,17 @@ import msgspec
 
 from ciphermq.client.core import Core
 from ciphermq.client.deliveries import BrokerDelivery
+from ciphermq.client.directory import Directory
 from ciphermq.client.inbox import Arrival
 from ciphermq.client.origin import Origin
 from ciphermq.client.session import now_ms
-from ciphermq.errors import BatchError, CipherMQError, KeyMissing, RevocationListStale
+from ciphermq.errors import (
+    BatchError,
+    CipherMQError,
+    KeyMissing,
+    RevocationListStale,
+    UnknownKey,
+)
 from ciphermq.model.topology import DeadInfo
 from ciphermq.sealing.open import OpenedBatch, SessionKeys, open_batch
 from ciphermq.telemetry import get_logger
@@ -68,6 +75,7 @@ class Unsealer:
         except KeyMissing:
             # Another process of this identity may have taken a new key into use.
             await asyncio.to_thread(self._core.identity.keys.reload)
+            return await self._knowing_its_keys(delivery)
         except RevocationListStale:
             try:
                 newer = await self._core.refresh_crl()
@@ -76,6 +84,27 @@ class Unsealer:
             if not newer:
                 raise
         return self._open(delivery)
+
+    async def _knowing_its_keys(self, delivery: BrokerDelivery) -> OpenedBatch:
+        """Open it, or say who is at fault for a key that isn't here.
+
+        If this machine has the key of its newest record and has lost no former one, it has all that
+        a sender could honestly use: then the key was invented, and must not let a client stop this
+        receiver.
+        """
+        try:
+            return self._open(delivery)
+        except KeyMissing as missing:
+            identity = self._core.identity
+            try:
+                newest = await Directory(self._core).record(identity.name)
+            except CipherMQError:
+                raise missing from None
+            if newest.key_id not in identity.keyring or identity.keys.lost():
+                raise
+            raise UnknownKey(
+                f"the batch is sealed to a key that {identity.name!r} never registered"
+            ) from missing
 
     def _open(self, delivery: BrokerDelivery) -> OpenedBatch:
         identity = self._core.identity

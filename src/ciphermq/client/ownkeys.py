@@ -83,6 +83,11 @@ class OwnKeys:
         """Take in the keys that another process of this identity has made since."""
         self._load()
 
+    def lost(self) -> list[str]:
+        """Key ids of keys that batches may still name, and whose files are gone."""
+        known = read_state(self.directory).ends_ms
+        return [key_id for key_id in known if bytes.fromhex(key_id) not in self.keyring]
+
     def rotate(self, suite: Suite | None = None) -> Opener:
         """Take a fresh key into use, of `suite` or like the former; the former is kept."""
         with self._locked():

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ciphermq.client.identity import SETTINGS
+from ciphermq.client.layout import SETTINGS
 from ciphermq.errors import IdentityNotFound, UsageError
 
 

@@ -20,28 +20,23 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from itertools import islice
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
-from typing import Final, Self
+from typing import Self, TypeVar
 
 from ciphermq import limits
 from ciphermq.client.core import Core
-from ciphermq.client.feed import Feed
-from ciphermq.client.inbox import Arrival, Inbox
+from ciphermq.client.inbox import Inbox
 from ciphermq.client.messages import Batch, Message
 from ciphermq.client.opening import Unsealer
-from ciphermq.client.settling import Settling, Teller
-from ciphermq.errors import AlreadyDone, CipherMQError, ReceiverFault, UsageError, WaitTimeout
-from ciphermq.model import bitmap
-from ciphermq.model.bitmap import Bitmap
+from ciphermq.client.shelf import Shelf
+from ciphermq.client.source import Source
+from ciphermq.errors import AlreadyDone, CipherMQError, ReceiverFault, UsageError
 from ciphermq.telemetry import get_logger
 
-_log = get_logger("client")
+T = TypeVar("T")
 
-_OPENED_TOGETHER: Final = 8
-"""Batches for one commit of an Inbox that stores payloads."""
+_log = get_logger("client")
 
 Handler = Callable[[Message], Awaitable[object] | object]
 
@@ -64,39 +59,28 @@ class Receiver:
         """See `Client.receiver`."""
         self.queue = queue
         self._core = core
-        self._unsealer = unsealer
-        self._inbox = inbox
-        self._left = limit
+        self._source = Source(core, unsealer, queue, name, prefetch, self._tell)
+        self._shelf = Shelf(queue, inbox, limit, self._set_timer)
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
-        self._feed = Feed(core, queue, name=name, prefetch=prefetch, on_ending=self._tell)
-        self._teller = Teller(inbox, self._set_timer)
-        self._ready: deque[Batch] = deque()
-        self._showing: Iterator[Message] = iter(())
-        self._shown_of: Batch | None = None
-        self._in_hand: Message | Batch | None = None
         self._asking = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
-        self._renewed = self._loop.time()
-        self._failure: CipherMQError | None = None
-        self._started = False
-        self._stopping = False
         self._closed = False
 
     # --- one by one -------------------------------------------------------------------------
 
     def __aiter__(self) -> Self:
         # A loop that was left and begun again: how it was left is not known.
-        self._give_up()
+        self._shelf.give_up()
         return self
 
     async def __anext__(self) -> Message:
         """The next message; the one before is done."""
-        self._finish()
+        self._shelf.finish()
         message = await self.next()
         if message is None:
             raise StopAsyncIteration
-        self._in_hand = message
+        self._shelf.hold(message)
         return message
 
     async def next(self) -> Message | None:
@@ -105,16 +89,7 @@ class Receiver:
         Raises `WaitTimeout` when none comes within the receiver's time-out, a `ReceiverFault`
         when this machine can't open what comes, the broker's refusal.
         """
-        async with self._asking:
-            while not self._over():
-                message = self._next_shown()
-                if message is not None:
-                    return message
-                batch = await self._next_batch()
-                if batch is None:
-                    break
-                self._shown_of, self._showing = batch, iter(batch)
-        return None
+        return await self._next(self._shelf.next_message)
 
     # --- in batches ---------------------------------------------------------------------------
 
@@ -123,27 +98,12 @@ class Receiver:
 
         Asking for the next batch acks what is left of the one in hand.
         """
-        self._give_up()
-        return _Batches(self)
+        self._shelf.give_up()
+        return _Batches(self, self._shelf)
 
     async def next_batch(self) -> Batch | None:
         """The next batch, for the caller to settle; see `next`."""
-        async with self._asking:
-            if self._over():
-                return None
-            batch = await self._next_batch()
-            if batch is not None and self._left is not None:
-                # What is beyond the limit goes back to the queue at the end.
-                batch.narrow(_first(batch.bits, self._left))
-                self._left -= len(batch)
-            return batch
-
-    async def advance(self) -> Batch | None:
-        """The next batch of `batches`; the one before is done."""
-        self._finish()
-        batch = await self.next_batch()
-        self._in_hand = batch
-        return batch
+        return await self._next(self._shelf.next_batch)
 
     # --- by a handler -------------------------------------------------------------------------
 
@@ -190,8 +150,7 @@ class Receiver:
 
     def stop(self) -> None:
         """Show no more: `next` gives None, loops end, `run` returns when its handlers have."""
-        self._stopping = True
-        self._feed.arrived.set()
+        self._source.stop()
 
     async def close(self, error: BaseException | None = None) -> None:
         """Settle what is in hand, as the top of this module says; give back the rest; wait until
@@ -200,17 +159,12 @@ class Receiver:
             return
         self._closed = True
         self.stop()
-        hand, self._in_hand = self._in_hand, None
         try:
-            if hand is not None and isinstance(error, AlreadyDone):
-                hand.ack()
-            elif hand is not None and not _nobody_s_fault(error):
-                hand.nack()
-            self._teller.release()
+            self._shelf.close(error)
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            await self._feed.stop(self._core.patience.close)
+            await self._source.close()
 
     async def __aenter__(self) -> Self:
         self._start()
@@ -230,124 +184,34 @@ class Receiver:
         """Tell the broker that what is in hand is still wanted. It takes back what it has heard
         nothing of for long (5 minutes by default); asking for the next message counts as a word
         about all. Only for a single piece of work that takes longer than that."""
-        self._renewed = self._loop.time()
-        self._feed.renew()
+        self._source.renew()
 
     @property
     def refused(self) -> int:
         """Messages of this client that went to the dead letters because they can't be opened."""
-        return self._unsealer.refused
-
-    def _over(self) -> bool:
-        return self._stopping or (self._left is not None and self._left <= 0)
+        return self._source.refused
 
     def _start(self) -> None:
         if self._closed:
             raise UsageError("this receiver is closed")
-        if not self._started:
-            self._started = True
-            self._feed.start()
+        self._source.start()
 
-    def _finish(self) -> None:
-        hand, self._in_hand = self._in_hand, None
-        if hand is not None:
-            hand.ack()
-
-    def _give_up(self) -> None:
-        hand, self._in_hand = self._in_hand, None
-        if hand is not None:
-            hand.nack()
-
-    # --- showing --------------------------------------------------------------------------------
-
-    def _next_shown(self) -> Message | None:
-        """The next message of the batch that is being shown."""
-        batch = self._shown_of
-        if batch is None:
+    async def _next(self, look: Callable[[], T | None]) -> T | None:
+        """What `look` finds on the shelf, which is filled until it finds something."""
+        async with self._asking:
+            self._start()
+            deadline = None if self._timeout is None else self._loop.time() + self._timeout
+            while not self._source.stopping and not self._shelf.over:
+                if (found := look()) is not None:
+                    return found
+                arrivals = await self._source.take(self._shelf.wanted)
+                if arrivals:
+                    self._shelf.admit(arrivals)
+                else:
+                    self._shelf.tell()
+                    left = None if deadline is None else max(0.0, deadline - self._loop.time())
+                    await self._source.wait(self._shelf.next_due(), left)
             return None
-        if batch.settling.delivery.lost:
-            # The rest will come again: to show it now would be to show it twice.
-            batch.settling.drop(bitmap.of(message.index for message in self._showing))
-        for message in self._showing:
-            if not message.settled:
-                if self._left is not None:
-                    self._left -= 1
-                return message
-        self._shown_of = None
-        return None
-
-    async def _next_batch(self) -> Batch | None:
-        self._start()
-        if self._loop.time() - self._renewed > limits.ACK_RENEWAL:
-            self.renew()
-        # A body that never waits would otherwise keep the loop from sending its acks.
-        await asyncio.sleep(0)
-        deadline = None if self._timeout is None else self._loop.time() + self._timeout
-        while not self._stopping:
-            self._feed.arrived.clear()
-            if (failure := self._failure or self._feed.failure) is not None:
-                raise failure
-            if (batch := await self._ready_batch()) is not None:
-                return batch
-            self._teller.tell()
-            await self._wait(deadline)
-        return None
-
-    async def _wait(self, deadline: float | None) -> None:
-        """Until something has arrived, or a kept batch is due again."""
-        due = None if self._inbox is None else self._inbox.next_due(self.queue)
-        until = None if due is None else self._loop.time() + due
-        if deadline is not None and (until is None or deadline < until):
-            until = deadline
-        try:
-            async with asyncio.timeout_at(until):
-                await self._feed.arrived.wait()
-        except TimeoutError:
-            if deadline is not None and self._loop.time() >= deadline:
-                raise WaitTimeout(
-                    f"no message in queue {self.queue!r} within {self._timeout:g} s: "
-                    + self._core.line.describe()
-                ) from None
-
-    async def _ready_batch(self) -> Batch | None:
-        while True:
-            while self._ready:
-                batch = self._ready.popleft()
-                if not batch.settling.delivery.lost:
-                    return batch
-                batch.settling.drop(batch.settling.open)
-            if self._inbox is not None:
-                kept = self._inbox.take(self.queue, self._teller)
-                if kept is not None:
-                    return kept
-            arrivals = await self._open_some()
-            if not arrivals:
-                return None
-            self._ready += self._admit(arrivals)
-
-    async def _open_some(self) -> list[Arrival]:
-        most = _OPENED_TOGETHER if self._inbox is not None and self._inbox.store_payloads else 1
-        arrivals: list[Arrival] = []
-        while len(arrivals) < most and (delivery := self._feed.take()) is not None:
-            arrival = await self._unsealer.open(delivery, self.queue)
-            if arrival is not None:
-                arrivals.append(arrival)
-        return arrivals
-
-    def _admit(self, arrivals: list[Arrival]) -> list[Batch]:
-        if self._inbox is None:
-            return [
-                Batch(
-                    arrival.messages,
-                    arrival.origin,
-                    Settling(arrival.origin, arrival.live, arrival.delivery, self._teller),
-                )
-                for arrival in arrivals
-            ]
-        if any(arrival.origin.redelivered for arrival in arrivals):
-            # What is done of these may not be in the Inbox yet.
-            self._teller.tell()
-        return self._inbox.admit(arrivals, self._teller)
 
     # --- telling --------------------------------------------------------------------------------
 
@@ -359,31 +223,22 @@ class Receiver:
     def _tell(self) -> None:
         """Tell what is done, when nobody asks for the next message."""
         try:
-            self._teller.tell()
+            self._shelf.tell()
         except CipherMQError as error:
-            self._failure = error
-            self._feed.arrived.set()
+            self._source.fail(error)
 
 
 class _Batches(AsyncIterator[Batch]):
     """`Receiver.batches`."""
 
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, receiver: Receiver, shelf: Shelf) -> None:
         self._receiver = receiver
+        self._shelf = shelf
 
     async def __anext__(self) -> Batch:
-        batch = await self._receiver.advance()
+        self._shelf.finish()
+        batch = await self._receiver.next_batch()
         if batch is None:
             raise StopAsyncIteration
+        self._shelf.hold(batch)
         return batch
-
-
-def _first(bits: Bitmap, count: int) -> Bitmap:
-    return bitmap.of(islice(bitmap.indices(bits), count))
-
-
-def _nobody_s_fault(error: BaseException | None) -> bool:
-    """Whether the block was left for a reason that has nothing to do with the message."""
-    return error is not None and not (
-        isinstance(error, Exception) and not isinstance(error, ReceiverFault)
-    )

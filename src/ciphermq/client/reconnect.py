@@ -90,7 +90,7 @@ class Line:
             async with asyncio.timeout(limit):
                 return await waiting
         except TimeoutError:
-            raise WaitTimeout(f"waited {limit:g} s for a connection: {self.describe()}") from None
+            raise WaitTimeout(f"waited {limit:.3g} s for a connection: {self.describe()}") from None
         finally:
             self._waiting.discard(waiting)
 
@@ -186,10 +186,12 @@ class Line:
                 waiting.set_result(session)
 
     def _calm(self, session: Session) -> None:
-        """One that lasted only a moment must not be begun again in a tight circle."""
-        if self._loop.time() - session.opened_at > limits.RECONNECT_MOST:
+        """One that lasted only a moment must not be begun again in a tight circle: after one that
+        was of use there is a short pause, after others a longer one each time."""
+        lasted = self._loop.time() - session.opened_at
+        if session.useful or lasted > limits.RECONNECT_MOST:
             self._backoff.reset()
-        else:
+        if lasted <= limits.RECONNECT_MOST:
             self._backoff.next()
 
     async def _retire(self, session: Session) -> None:

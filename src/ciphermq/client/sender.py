@@ -10,14 +10,14 @@ crashes of the application itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, Mapping
 from types import TracebackType
 from typing import Self
 
 from ciphermq import limits
 from ciphermq.client.batcher import Batcher, Group, Item
 from ciphermq.client.lane import Lane, Route, Sealer
-from ciphermq.client.many import Many, Messages, Progress
+from ciphermq.client.many import Chunk, Many, Messages, Progress, chunks_of
 from ciphermq.client.payload import Payload, expiry_ms, outgoing
 from ciphermq.client.publisher import Publisher
 from ciphermq.client.window import Parcel
@@ -163,6 +163,16 @@ class Sender:
         no more is taken from `messages`, what is under way is waited for, and the first error is
         raised. `progress` is called with the number of messages confirmed so far.
         """
+        return await self.send_chunks(chunks_of(messages), ttl=ttl, progress=progress)
+
+    async def send_chunks(
+        self,
+        chunks: AsyncIterable[Chunk],
+        *,
+        ttl: float | None = None,
+        progress: Progress | None = None,
+    ) -> int:
+        """`send_many` for messages that come some together."""
         self._check_open()
         many = Many(
             self._lane,
@@ -173,7 +183,7 @@ class Sender:
             batch_bytes=self._batch_bytes,
             progress=progress,
         )
-        return await many.send(messages)
+        return await many.send(chunks)
 
     # --- end --------------------------------------------------------------------------------
 

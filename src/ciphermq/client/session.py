@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from ciphermq import __version__, limits
+from ciphermq import limits
 from ciphermq.errors import (
     CipherMQError,
     ClockWrong,
@@ -27,6 +27,7 @@ from ciphermq.net.dialler import dial
 from ciphermq.net.link import Link
 from ciphermq.net.options import LinkOptions
 from ciphermq.telemetry import get_logger
+from ciphermq.version import SOFTWARE
 from ciphermq.wire.cmq2 import frames
 from ciphermq.wire.cmq2.frames import (
     AckFrame,
@@ -99,6 +100,8 @@ class Session:
         """How far the broker's clock is ahead of this machine's."""
         self.replacing = False
         """The broker has asked for a replacement."""
+        self.useful = False
+        """The broker has answered or delivered something on it."""
         self.opened_at = self._loop.time()
 
     # --- state --------------------------------------------------------------------------------
@@ -266,6 +269,7 @@ class Session:
 
     def on_frame(self, frame: Frame) -> None:
         """A frame came from the broker."""
+        self.useful = self.useful or not isinstance(frame, Hello | Error | Close)
         match frame:
             case DeliverFrame():
                 self._delivered(frame)
@@ -391,7 +395,7 @@ async def open_session(
     link = await dial(
         url,
         await context(),
-        hello=Hello(software=f"ciphermq/{__version__}", now_ms=now_ms()),
+        hello=Hello(software=SOFTWARE, now_ms=now_ms()),
         on_frame=session.on_frame,
         on_lost=session.on_lost,
         on_writable=session.on_writable,

@@ -30,9 +30,11 @@ class Store:
         schema: Sequence[str],
         failure: Failure,
         timeout: float = limits.STORE_TIMEOUT,
+        any_thread: bool = False,
     ) -> None:
         """`name` is the prefix of the tables. `schema` is one script a version, oldest first:
-        a database is brought from its version to the last by the scripts that it lacks."""
+        a database is brought from its version to the last by the scripts that it lacks.
+        `any_thread`: the caller sees to it that no two threads use it at once."""
         self._name = name
         self._failure = failure
         self._owned = not isinstance(where, sqlite3.Connection)
@@ -41,7 +43,7 @@ class Store:
             if isinstance(where, sqlite3.Connection):
                 self.connection = where
             else:
-                self.connection = _open(Path(where), timeout)
+                self.connection = _open(Path(where), timeout, any_thread=any_thread)
             self.path = _path_of(self.connection)
             self._migrate(schema)
 
@@ -60,19 +62,35 @@ class Store:
             )
         with self._explained(f"the {self._name} can't be written"):
             connection.execute("BEGIN IMMEDIATE")
+            connection.execute("SAVEPOINT ciphermq")
         try:
             yield connection
-            if not self._busy():
-                raise UsageError(
-                    "the transaction was committed or rolled back inside its block: leave that "
-                    f"to the {self._name}, or its own note of it is not part of it"
-                )
+            self._check_whole()
             with self._explained(f"the {self._name} can't be written"):
                 connection.execute("COMMIT")
         except BaseException:
             if self._busy():
                 connection.execute("ROLLBACK")
             raise
+
+    def _check_whole(self) -> None:
+        """The transaction that ends is the one that was begun: the savepoint is still there."""
+        try:
+            self.connection.execute("RELEASE ciphermq")
+        except sqlite3.Error:
+            raise UsageError(
+                "the transaction was committed or rolled back inside its block: leave that to "
+                f"the {self._name}, whose own note must be part of it"
+            ) from None
+
+    @contextmanager
+    def joined(self) -> Iterator[sqlite3.Connection]:
+        """Write in the transaction that is open, if there is one, else in one of its own."""
+        if self._busy():
+            yield self.connection
+        else:
+            with self.transaction() as connection:
+                yield connection
 
     def _busy(self) -> bool:
         return self.connection.in_transaction
@@ -81,6 +99,11 @@ class Store:
         """All rows that `query` finds."""
         with self._explained(f"the {self._name} can't be read"):
             return self.connection.execute(query, values).fetchall()
+
+    def each(self, query: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """The rows that `query` finds, read as they are wanted."""
+        with self._explained(f"the {self._name} can't be read"):
+            yield from self.connection.execute(query, values)
 
     def run(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """Run one statement inside a `transaction`."""
@@ -126,9 +149,13 @@ class Store:
         return int(row[0] or 0)
 
 
-def _open(path: Path, timeout: float) -> sqlite3.Connection:
-    # isolation_level None: no transaction begins behind our back.
-    connection = sqlite3.connect(path, timeout=timeout, isolation_level=None)
+def _open(path: Path, timeout: float, *, any_thread: bool) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path,
+        timeout=timeout,
+        isolation_level=None,  # no transaction begins behind our back
+        check_same_thread=not any_thread,
+    )
     try:
         path.chmod(0o600)
         connection.execute("PRAGMA journal_mode = WAL")

@@ -8,12 +8,10 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ciphermq.client import identity, ownkeys
-from ciphermq.client.identity import IdentitySettings
-from ciphermq.errors import IdentityError, RevocationListStale
+from ciphermq.client import layout, ownkeys
+from ciphermq.client.layout import IdentitySettings
 from ciphermq.model import keyrecord
-from ciphermq.pki import dates, names
-from ciphermq.pki.revocation import RevocationList
+from ciphermq.pki import dates
 from ciphermq.pki.verify import key_sha256
 
 
@@ -24,8 +22,8 @@ def describe(path: Path, now_ms: int) -> dict[str, Any]:
     `status` and `warnings`.
     """
     settings = IdentitySettings.read(path)
-    state = ownkeys.read_state(path / identity.SEALING)
-    record = ownkeys.read_record(path / identity.SEALING)
+    state = ownkeys.read_state(path / layout.SEALING)
+    record = ownkeys.read_record(path / layout.SEALING)
     said = keyrecord.parse(record).record if record is not None else None
     about: dict[str, Any] = {
         "name": settings.name,
@@ -34,7 +32,7 @@ def describe(path: Path, now_ms: int) -> dict[str, Any]:
         "url": settings.url,
         "server_name": settings.server_name or None,
         "suite": settings.suite,
-        "encrypted": (path / identity.WRAPPED).exists(),
+        "encrypted": (path / layout.WRAPPED).exists(),
         "serial": None,
         "not_before": None,
         "not_after": None,
@@ -44,39 +42,22 @@ def describe(path: Path, now_ms: int) -> dict[str, Any]:
         "key_record_not_after": spell(dates.from_ms(said.not_after_ms)) if said else None,
         "warnings": [],
     }
-    if not (path / identity.CERTIFICATE).exists() and (path / identity.REQUEST).exists():
+    if not (path / layout.CERTIFICATE).exists() and (path / layout.REQUEST).exists():
         about["status"] = "waits for its certificate"
         return about
-    certificate = identity.read_certificate(path)
+    certificate = layout.read_certificate(path)
     key = certificate.public_key()
     if isinstance(key, ec.EllipticCurvePublicKey):
         about["certificate_key_sha256"] = key_sha256(key).hex()
     about["serial"] = f"{certificate.serial_number:x}"
     about["not_before"] = spell(certificate.not_valid_before_utc)
     about["not_after"] = spell(certificate.not_valid_after_utc)
-    about["warnings"] = warnings(path, now_ms)
+    about["warnings"] = layout.warnings(path, now_ms)
     if about["warnings"]:
         about["status"] = "see warnings"
     if dates.to_ms(certificate.not_valid_after_utc) <= now_ms:
         about["status"] = "expired"
     return about
-
-
-def warnings(path: Path, now_ms: int) -> list[str]:
-    """Sentences about what ends soon, or has ended, or is missing."""
-    certificate = identity.read_certificate(path)
-    authorities = [names.load(der) for der in identity.read_authorities(path)]
-    title = f"the certificate of {names.client_id_of(certificate)!r}"
-    found = [dates.certificate_warning(certificate, title, now_ms)]
-    found += [dates.certificate_warning(one, "the authority", now_ms) for one in authorities]
-    try:
-        lists = [RevocationList(der, authorities) for der in identity.read_revocation_lists(path)]
-    except (IdentityError, RevocationListStale) as error:
-        return [*filter(None, found), str(error)]
-    if not lists:
-        found.append("there is no revocation list (crl.pem): nothing can be received")
-    found += [crl.warning(now_ms) for crl in lists]
-    return [sentence for sentence in found if sentence]
 
 
 def spell(when: datetime) -> str:

@@ -227,6 +227,8 @@ class Journal:
         self._room -= size
         self._appended_bytes += size
         writer.queue.put(Entry(lsn, kind, meta, payload, crc, essential))
+        if not writer.baton.idle:
+            writer.baton.step_aside()
         return lsn
 
     def _make_room(self, writer: Writer, size: int) -> None:

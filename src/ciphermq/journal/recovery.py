@@ -116,6 +116,11 @@ class _Recovery:
         self._segment = 0  # the one whose groups are replayed now
         self._groups = 0
         self._records = 0
+        self._size = 0  # the rest are of that segment, up to now
+        self._snapshot = 0
+        self._payloads = 0
+        self._payload_bytes = 0
+        self._overhead = 0
 
     def run(self) -> Recovered:
         begun = time.monotonic()
@@ -129,6 +134,7 @@ class _Recovery:
             last = before
         elif last is not None:
             self._deliver(last.group)
+        self._account()
         tail = self._settle(last)
         count, size, _ = self._ledger.totals()
         report = RecoveryReport(
@@ -169,24 +175,44 @@ class _Recovery:
         return list_segments(self._files, self._directory)[-1]
 
     def _deliver(self, group: Group) -> None:
-        segment = group.segment
-        if segment != self._segment:
-            self._segment = segment
-            self._ledger.added(segment)
+        records = group.records
+        if group.segment != self._segment:
+            self._account()
+            self._segment = group.segment
+            self._ledger.added(group.segment)
+            if group.start == BLOCK_SIZE:
+                self._snapshot = RECORD_SIZE + len(records[0][2])
+        self._size += group.end - group.start
+        self._groups += 1
+        self._records += len(records)
+        replay = self._replay
         payloads = payload_bytes = overhead = 0
-        for _, _, meta, location in group.records:
+        for lsn, kind, meta, location in records:
             if location is not None:
                 payloads += 1
                 payload_bytes += location.length
                 overhead += RECORD_SIZE + len(meta)
-        snapshot = RECORD_SIZE + len(group.records[0][2]) if group.start == BLOCK_SIZE else 0
-        size = group.end - group.start
-        self._ledger.wrote(segment, Written(size, snapshot, payloads, payload_bytes, overhead))
-        self._groups += 1
-        self._records += len(group.records)
-        replay = self._replay
-        for record in group.records:
-            replay(*record)
+            replay(lsn, kind, meta, location)
+        self._payloads += payloads
+        self._payload_bytes += payload_bytes
+        self._overhead += overhead
+
+    def _account(self) -> None:
+        """Enter what was replayed of a segment: once for all its groups, which may be many.
+
+        Until then its live bytes are too few by as much, which nobody sees before the end.
+        """
+        if self._size:
+            written = Written(
+                size=self._size,
+                snapshot=self._snapshot,
+                payloads=self._payloads,
+                payload_bytes=self._payload_bytes,
+                overhead=self._overhead,
+            )
+            self._ledger.wrote(self._segment, written)
+        self._size = self._snapshot = 0
+        self._payloads = self._payload_bytes = self._overhead = 0
 
     # --- making it durable ----------------------------------------------------------------------
 

@@ -45,9 +45,10 @@ class Repaired(msgspec.Struct, frozen=True):
     changed: bool
     """False: nothing was damaged and nothing was touched."""
     records: int
-    """Kept; 0 when this only finished an interrupted repair."""
+    """Kept."""
     lost: list[Problem]
-    """What could not be salvaged, place by place, in the old files."""
+    """What could not be salvaged, place by place, in the old files. Empty when this only finished
+    an interrupted repair: `verify` of `aside` lists it."""
     snapshot: str
     """Empty, or what became of the log's lost first snapshot."""
     aside: Path | None
@@ -97,7 +98,8 @@ def _repair(files: Files, directory: Path, progress: Progress | None) -> Repaire
     done = _unfinished(files, directory)
     if done is not None:
         aside = _finish(files, directory, done)
-        return Repaired(changed=True, records=0, lost=[], snapshot="", aside=aside)
+        records = sum(len(group.records) for _, group in walk(files, directory, _ignore))
+        return Repaired(changed=True, records=records, lost=[], snapshot="", aside=aside)
     found = verify(directory, files=files, progress=progress)
     if not found.problems:
         return Repaired(changed=False, records=found.records, lost=[], snapshot="", aside=None)

@@ -21,6 +21,7 @@ from typing import Final
 
 from ciphermq import limits
 from ciphermq.errors import CipherMQError, JournalError, JournalFailed, JournalFull
+from ciphermq.journal.baton import Baton
 from ciphermq.journal.files import NO_SPACE, Files
 from ciphermq.journal.format import (
     BLOCK_SIZE,
@@ -82,6 +83,7 @@ class Writer:
     ) -> None:
         self.queue: SimpleQueue[Item] = SimpleQueue()
         self.failure: JournalFailed | None = None
+        self.baton = Baton()
         self.settled_bytes = 0
         """Of all records that are durable or refused."""
         self.rotations = 0
@@ -113,7 +115,7 @@ class Writer:
 
     def step(self) -> bool:
         """Wait for an item and do what it asks, with what belongs to it; False after a `Stop`."""
-        item = self._held or self.queue.get()
+        item = self._held or self._wait()
         self._held = None
         if isinstance(item, Stop):
             return False
@@ -122,6 +124,12 @@ class Writer:
         if self.failure is not None and isinstance(item, Drop) and not item.done.done():
             item.done.set_exception(self.failure)
         return True
+
+    def _wait(self) -> Item:
+        self.baton.rest()
+        item = self.queue.get()
+        self.baton.back()
+        return item
 
     def _try(self, item: Item) -> None:
         try:
@@ -174,11 +182,14 @@ class Writer:
                 raise JournalFailed(f"{self._directory}: a record came before its segment")
             buffers, placed = encode_group(tail.header, tail.end, self._sequence + 1, group)
             size = sum(map(len, buffers))
+            self.baton.leave()
             try:
                 tail.write(buffers, size)
             except OSError as error:
                 group = self._make_room(tail, group, size, error)
                 continue
+            finally:
+                self.baton.back()
             self._sync(tail)
             self._sequence += 1
             self.groups += 1
@@ -187,9 +198,11 @@ class Writer:
             return
 
     def _sync(self, tail: Tail) -> None:
+        self.baton.leave()
         begun = time.monotonic()
         tail.sync()
         ended = time.monotonic()
+        self.baton.back()
         self.sync_seconds.append(ended - begun)
         if ended >= self._next_check:
             self._next_check = ended + _CHECK_EVERY

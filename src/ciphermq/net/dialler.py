@@ -11,6 +11,7 @@ from functools import partial
 from ciphermq.errors import CipherMQError, ConnectFailed, ConnectionLost, ProtocolNotOffered
 from ciphermq.net import tls_errors
 from ciphermq.net.address import HostPort, parse_url, spell
+from ciphermq.net.channel import Channel
 from ciphermq.net.link import Link, OnFrame, OnLost
 from ciphermq.net.options import LinkOptions
 from ciphermq.net.tls import ALPN
@@ -42,18 +43,22 @@ async def dial(
     options = options or LinkOptions()
     greeting = _Greeting(hello, on_frame, on_lost, on_writable)
     sock = await _connect(where, options.connect_timeout)
-    link = Link(context, greeting.on_open, server_name=server_name or where[0], options=options)
-    link.attach(lambda _: None, greeting.refused)
+    channel = Channel(
+        context,
+        greeting.speak,
+        greeting.refused,
+        server_name=server_name or where[0],
+        options=options,
+    )
     try:
-        await asyncio.get_running_loop().create_connection(lambda: link, sock=sock)
-        await greeting.done
+        await asyncio.get_running_loop().create_connection(lambda: channel, sock=sock)
+        return await greeting.done
     except OSError as error:
         sock.close()
         raise tls_errors.explain(error, Role.SERVER, spell(where)) from error
     except asyncio.CancelledError:
-        link.abort()
+        channel.abort()
         raise
-    return link
 
 
 async def _connect(where: HostPort, limit: float) -> socket.socket:
@@ -103,24 +108,25 @@ class _Greeting:
         on_lost: OnLost,
         on_writable: Callable[[], None] | None,
     ) -> None:
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[Link] = asyncio.get_running_loop().create_future()
         self._hello = hello
         self._callers = (on_frame, on_lost, on_writable)
 
-    def on_open(self, link: Link) -> None:
-        """TLS is up: speak first."""
-        if link.protocol == ALPN:
+    def speak(self, channel: Channel) -> None:
+        """TLS is up: say HELLO."""
+        if channel.protocol == ALPN:
+            link = Link(channel)
             link.attach(partial(self._first_frame, link), self.refused)
             link.send(self._hello)
         else:
-            link.abort(
+            channel.abort(
                 ProtocolNotOffered(
-                    f"the server at {link.peer} doesn't speak {ALPN}: is it a CipherMQ 2 server?"
+                    f"the server at {channel.peer} doesn't speak {ALPN}: is it a CipherMQ 2 server?"
                 )
             )
 
     def refused(self, error: CipherMQError | None) -> None:
-        """The link ended before the server's HELLO."""
+        """The connection ended before the server's HELLO."""
         if not self.done.done():
             self.done.set_exception(
                 error or ConnectionLost("the server closed the connection before its HELLO")
@@ -129,6 +135,6 @@ class _Greeting:
     def _first_frame(self, link: Link, frame: Frame) -> None:
         if isinstance(frame, Hello) and not self.done.done():
             link.attach(*self._callers)
-            self.done.set_result(None)
+            self.done.set_result(link)
         elif isinstance(frame, Close):  # a refusal, which the link keeps as its reason
             link.abort()

@@ -1,31 +1,27 @@
-"""One connection that carries frames: `TlsPump` and `Cmq2Machine` on an asyncio transport.
+"""One connection that carries frames: `Cmq2Machine` on a `Channel`.
 
-Incoming bytes are decrypted straight into the machine's buffers. Outgoing frames are gathered for
-one turn of the event loop and written together, so that small ones share records and packets.
+Outgoing frames are gathered for one turn of the event loop and written together, so that small ones
+share records and packets.
 
-A link ends in one of these ways, and says which in `on_lost`: both sides sent CLOSE (no error);
-one side refused TLS; the peer or the network ended it; the peer broke the protocol; the peer was
-silent, slow with a frame, or took nothing. One tick looks after all the clocks.
+A link ends in one of these ways, and says which in `on_lost`: both sides sent CLOSE (no error); the
+peer or the network ended it; the peer broke the protocol; the peer was silent, slow with a frame,
+or took nothing. One tick looks after all the clocks.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-from ciphermq import limits
 from ciphermq.errors import CipherMQError, ConnectionLost, refusal
-from ciphermq.net import address, tls_errors
-from ciphermq.net.options import LinkOptions
+from ciphermq.net.channel import Channel
 from ciphermq.net.outgoing import gather
 from ciphermq.net.watch import Watch
 from ciphermq.wire.cmq2.codec import Buffer
 from ciphermq.wire.cmq2.frames import Close, Error, Frame, Hello, Ok, Ping, Reconnect
-from ciphermq.wire.cmq2.machine import Cmq2Machine, new_scratch
+from ciphermq.wire.cmq2.machine import Cmq2Machine
 from ciphermq.wire.cmq2.table import Role, State
-from ciphermq.wire.tls import CHUNK, TlsPump
 
 OnFrame = Callable[[Frame], None]
 OnLost = Callable[[CipherMQError | None], None]
@@ -37,58 +33,41 @@ _CONCERN_THE_LINK: Final = frozenset({Ping, Ok, Hello, Close, Error})
 _MAX_REASON: Final = 4096
 
 
-class Buffers:
-    """What links read into. Links of one loop can share them: nothing stays in them."""
-
-    def __init__(self) -> None:
-        self.network = memoryview(bytearray(limits.NETWORK_BUFFER))
-        self.scratch = new_scratch()
-
-
 def _nothing(*_: object) -> None:
     """What a link calls until `attach`."""
 
 
-class Link(asyncio.BufferedProtocol):
-    """A connection to a peer. All of it is for the event loop's thread."""
+class Link:
+    """A connection to a peer, in frames. All of it is for the event loop's thread."""
 
-    def __init__(
-        self,
-        context: ssl.SSLContext,
-        on_open: Callable[[Link], None],
-        *,
-        server_name: str | None = None,
-        options: LinkOptions | None = None,
-        buffers: Buffers | None = None,
-    ) -> None:
-        """A client's end if there is a `server_name`. `on_open`: TLS is up, `attach` now."""
-        self.role = Role.SERVER if server_name is None else Role.CLIENT
-        self.options = options or LinkOptions()
-        self.peer = "an unknown address"
+    def __init__(self, channel: Channel) -> None:
+        """Begin to talk through `channel`, whose handshake is over."""
+        self.role = channel.role
+        self.options = channel.options
+        self.peer = channel.peer
         """The peer's ``host:port``."""
+        self.peer_certificate = channel.peer_certificate
+        """DER."""
+        self.protocol = channel.protocol
+        """What TLS agreed on (ALPN)."""
         self.hello: Hello | None = None
         """The peer's, once it has come."""
-        self._buffers = buffers or Buffers()
-        self._pump = TlsPump(context, server_name=server_name)
-        self._machine = Cmq2Machine(self.role, self._buffers.scratch)
-        self._on_open = on_open
+        self._channel = channel
+        self._machine = Cmq2Machine(channel.role, channel.buffers.scratch)
         self._on_frame: OnFrame = _nothing
         self._on_lost: OnLost = _nothing
         self._on_writable: Callable[[], None] = _nothing
         self._loop = asyncio.get_running_loop()
-        self._transport: Any = None  # uvloop's transports share no base class with asyncio's
-        self._watch = Watch(self.options, self.peer, self._loop.time())
-        self._ticker: asyncio.TimerHandle | None = None
+        self._watch = Watch(self.options, channel.who, self._loop.time())
+        self._ticker = self._loop.call_later(self.options.tick, self._tick)
+        self._closer: asyncio.TimerHandle | None = None
         self._reason: CipherMQError | None = None
         self._lost = False
-        self._deaf = False
-        self._ended: asyncio.Future[None] = self._loop.create_future()
         self._pieces: list[Buffer] = []
         self._queued = 0
-        self._written = 0
         self._flush_due = False
-        self._paused = False
         self._replacing = False
+        channel.attach(self)
 
     def attach(
         self, on_frame: OnFrame, on_lost: OnLost, on_writable: Callable[[], None] | None = None
@@ -101,22 +80,12 @@ class Link(asyncio.BufferedProtocol):
         self._on_frame, self._on_lost = on_frame, on_lost
         self._on_writable = on_writable or _nothing
 
-    @property
-    def peer_certificate(self) -> bytes:
-        """DER."""
-        return self._pump.peer_certificate
-
-    @property
-    def protocol(self) -> str | None:
-        """What TLS agreed on (ALPN)."""
-        return self._pump.protocol
-
     # --- sending ----------------------------------------------------------------------------
 
     @property
     def writable(self) -> bool:
         """Whether less than the high-water mark waits to be written."""
-        return not self._paused and self._queued < self.options.write_high_water
+        return self._channel.writable and self._queued < self.options.write_high_water
 
     @property
     def open(self) -> bool:
@@ -144,25 +113,10 @@ class Link(asyncio.BufferedProtocol):
             return
         was_full = not self.writable
         pieces, self._pieces, self._queued = self._pieces, [], 0
-        pump, encrypted = self._pump, []
-        for piece in gather(pieces):
-            pump.write(piece)
-            encrypted.append(pump.outgoing())
-        self._write(encrypted)
+        self._channel.write(gather(pieces))
         self._replace_in_time()
         if was_full and self.writable:
             self._on_writable()
-
-    def _write(self, encrypted: list[bytes]) -> None:
-        self._written += sum(map(len, encrypted))
-        self._transport.writelines(encrypted)
-
-    def _write_handshake(self) -> bool:
-        """Send what TLS itself has to say; whether there was anything."""
-        data = self._pump.outgoing()
-        if data:
-            self._write([data])
-        return bool(data)
 
     # --- the end ----------------------------------------------------------------------------
 
@@ -175,7 +129,9 @@ class Link(asyncio.BufferedProtocol):
         if self._lost or self._machine.ours is State.CLOSED:
             return
         self.send(Close(reason=reason[:_MAX_REASON], code=code))
-        self._watch.closing(self._loop.time())
+        seconds = self.options.linger
+        late = ConnectionLost(f"{self._channel.who} did not close its side within {seconds:g} s")
+        self._closer = self._loop.call_later(seconds, self.abort, late)
         self._end_if_both_closed()
 
     def fail(self, error: CipherMQError) -> None:
@@ -186,66 +142,29 @@ class Link(asyncio.BufferedProtocol):
 
     def abort(self, error: CipherMQError | None = None) -> None:
         """End now, whatever waits to be written; `on_lost` gets `error`."""
-        if self._reason is None:
-            self._reason = error
-        if self._transport is not None:
-            self._transport.abort()
-
-    def on_end(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called soon after the connection has ended, whoever is attached."""
-        self._ended.add_done_callback(lambda _: callback())
+        self._channel.abort(error)
 
     async def wait_closed(self) -> None:
         """Wait until the connection has ended, for whatever reason."""
-        await asyncio.shield(self._ended)
+        await self._channel.wait_closed()
 
     def _end_if_both_closed(self) -> None:
         machine = self._machine
         if machine.ours is State.CLOSED and machine.theirs is State.CLOSED:
             self._flush()
-            self._pump.end()
-            self._write_handshake()
-            self._transport.close()
+            self._channel.close()
 
     # --- receiving --------------------------------------------------------------------------
 
     def pause_reading(self) -> None:
         """Take no more from the peer; TCP slows it down."""
-        if not self._lost:
-            self._transport.pause_reading()
-            self._watch.reading(self._loop.time(), on=False)
+        self._channel.pause_reading()
+        self._watch.reading(self._loop.time(), on=False)
 
     def resume_reading(self) -> None:
         """The reverse of `pause_reading`."""
-        if not self._lost:
-            self._transport.resume_reading()
-            self._watch.reading(self._loop.time(), on=True)
-
-    def _shake_hands(self) -> bool:
-        """Go on with TLS; whether it is up."""
-        up = self._pump.handshake()
-        self._write_handshake()
-        if up:
-            self._new_watch()
-            self._on_open(self)
-        return up
-
-    def _decrypt(self) -> None:
-        pump, machine = self._pump, self._machine
-        try:
-            while got := pump.fill(machine.get_buffer()):
-                machine.buffer_updated(got)
-        finally:  # what came before an error counts
-            frames = machine.events()
-            now = self._loop.time()
-            self._watch.heard(now, frames=bool(frames), mid_frame=machine.mid_frame)
-            for frame in frames:
-                if type(frame) in _CONCERN_THE_LINK:
-                    self._handle(frame)
-                else:
-                    self._on_frame(frame)
-        if machine.fault is not None:
-            self.fail(machine.fault)
+        self._channel.resume_reading()
+        self._watch.reading(self._loop.time(), on=True)
 
     def _handle(self, frame: Frame) -> None:
         """A frame that the link has a part in."""
@@ -264,23 +183,9 @@ class Link(asyncio.BufferedProtocol):
             self._reason = refusal(frame.code, frame.message)
         self._on_frame(frame)
 
-    def _tls_failed(self, error: ssl.SSLError) -> None:
-        """Get the alert out, if there is one, before the connection ends."""
-        if self._reason is None:
-            self._reason = tls_errors.explain(error, self.role.peer, self.peer)
-        self._deaf = True
-        if not self._write_handshake():
-            self._transport.close()
-            return
-        # A socket that is closed with unread bytes is reset, and the alert would be lost: so end
-        # our half, and read and forget until the peer ends its own.
-        self._transport.write_eof()
-        self._watch.closing(self._loop.time())
-
     def _replace_in_time(self) -> None:
         """Ask for a replacement before AES-GCM's limit, and end when it isn't made."""
-        used = max(self._pump.records_in, self._pump.records_out)
-        limit = self.options.tls_records
+        used, limit = self._channel.records, self.options.tls_records
         if used < limit:
             return
         if not self._replacing:
@@ -291,101 +196,70 @@ class Link(asyncio.BufferedProtocol):
             elif self.open:
                 self.send(frame)
         elif used >= 2 * limit:
-            self.abort(ConnectionLost(f"{self.peer} used its TLS keys up and was not replaced"))
+            who = self._channel.who
+            self.abort(ConnectionLost(f"{who} used its TLS keys up and was not replaced"))
 
-    # --- asyncio.BufferedProtocol -----------------------------------------------------------
+    # --- what the channel calls -------------------------------------------------------------
 
-    def connection_made(self, transport: Any) -> None:
-        """TCP is up."""
-        self._transport = transport
-        self.peer = address.spell(transport.get_extra_info("peername"))
-        transport.set_write_buffer_limits(high=self.options.write_high_water)
-        self._new_watch()
-        self._ticker = self._loop.call_later(self.options.tick, self._tick)
-        if self.role is Role.CLIENT:
-            self._shake_hands()
-
-    def get_buffer(self, sizehint: int) -> memoryview:
+    def get_buffer(self) -> memoryview:
         """Where the next bytes go."""
-        return self._buffers.network
+        return self._machine.get_buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
         """So many bytes have come."""
-        data, pump = self._buffers.network, self._pump
-        try:
-            for at in range(0, nbytes, CHUNK):
-                if self._deaf:
-                    return
-                pump.receive(data[at : min(at + CHUNK, nbytes)])
-                if pump.established or self._shake_hands():
-                    self._decrypt()
-        except ssl.SSLError as error:
-            self._tls_failed(error)
-        else:
-            self._replace_in_time()
+        self._machine.buffer_updated(nbytes)
 
-    def eof_received(self) -> None:
-        """The peer has ended its half; with that the transport ends ours."""
-        if not self._deaf and not self._pump.established:
-            try:
-                self._pump.receive_eof()
-                self._pump.handshake()
-            except ssl.SSLError as error:
-                self._tls_failed(error)
-
-    def pause_writing(self) -> None:
-        """The transport's buffer is over its high-water mark."""
-        self._paused = True
+    def received(self) -> None:
+        """That was all for now."""
+        machine = self._machine
+        frames = machine.events()
+        self._watch.heard(self._loop.time(), frames=bool(frames), mid_frame=machine.mid_frame)
+        for frame in frames:
+            if type(frame) in _CONCERN_THE_LINK:
+                self._handle(frame)
+            else:
+                self._on_frame(frame)
+        if machine.fault is not None:
+            self.fail(machine.fault)
+        self._replace_in_time()
 
     def resume_writing(self) -> None:
-        """The transport's buffer has drained."""
-        self._paused = False
-        self._on_writable()
+        """The channel is writable again."""
+        if self.writable:
+            self._on_writable()
 
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """The transport has ended."""
-        if self._ticker is not None:
-            self._ticker.cancel()
+    def lost(self, error: BaseException | None) -> None:
+        """The channel has ended."""
+        self._ticker.cancel()
+        if self._closer is not None:
+            self._closer.cancel()
         self._lost = True
         self._pieces = []
-        self._ended.set_result(None)
-        self._on_lost(self._why(exc))
+        self._on_lost(self._why(error))
 
-    # --- the clocks -------------------------------------------------------------------------
-
-    def _new_watch(self) -> None:
-        who = f"the {self.role.peer.value} at {self.peer}"
-        self._watch = Watch(self.options, who, self._loop.time())
+    def _why(self, error: BaseException | None) -> CipherMQError | None:
+        """What the link ended of."""
+        machine, who = self._machine, self._channel.who
+        if self._reason is not None:
+            return self._reason
+        if machine.ours is State.CLOSED and machine.theirs is State.CLOSED:
+            return None
+        if isinstance(error, CipherMQError):
+            return error
+        if self.hello is None:
+            return ConnectionLost(f"{who} ended the connection before its HELLO; its log says why")
+        where = " in the middle of a frame" if machine.mid_frame else ""
+        cause = f": {error.strerror or error}" if isinstance(error, OSError) else ""
+        return ConnectionLost(f"{who} ended the connection{where}{cause}")
 
     def _tick(self) -> None:
-        now = self._loop.time()
-        untaken = self._transport.get_write_buffer_size()
+        now, channel = self._loop.time(), self._channel
         error = self._watch.check(
-            now,
-            greeted=self.hello is not None,
-            taken=self._written - untaken,
-            untaken=untaken,
+            now, greeted=self.hello is not None, taken=channel.taken, untaken=channel.untaken
         )
         if error is not None:
-            if not self._pump.established:
-                error = tls_errors.explain(TimeoutError(), self.role.peer, self.peer)
             self.abort(error)
             return
         if self.open and self._watch.ping_due(now):
             self.send(Ping(request=_OWN_REQUEST))
         self._ticker = self._loop.call_later(self.options.tick, self._tick)
-
-    def _why(self, exc: BaseException | None) -> CipherMQError | None:
-        """What the link ended of."""
-        machine, who = self._machine, f"the {self.role.peer.value} at {self.peer}"
-        if self._reason is not None:
-            return self._reason
-        if machine.ours is State.CLOSED and machine.theirs is State.CLOSED:
-            return None
-        if not self._pump.established:
-            return tls_errors.explain(exc or EOFError(), self.role.peer, self.peer)
-        if self.hello is None:
-            return ConnectionLost(f"{who} ended the connection before its HELLO; its log says why")
-        where = " in the middle of a frame" if machine.mid_frame else ""
-        cause = f": {exc.strerror or exc}" if isinstance(exc, OSError) else ""
-        return ConnectionLost(f"{who} ended the connection{where}{cause}")

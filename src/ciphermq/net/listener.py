@@ -26,14 +26,15 @@ from ciphermq.errors import (
 )
 from ciphermq.net import address
 from ciphermq.net.address import HostPort
-from ciphermq.net.link import Buffers, Link
+from ciphermq.net.channel import Buffers, Channel
+from ciphermq.net.link import Link
 from ciphermq.net.options import LinkOptions
 from ciphermq.net.tls import ALPN
 from ciphermq.pki.names import client_id_of
 from ciphermq.telemetry import Counters, get_logger
 
-StartSession = Callable[[Link, str], None]
-"""Called with a new link and its client's id: attaches itself to the link."""
+StartSession = Callable[[Channel, str], None]
+"""Called with a new channel and its client's id: attaches what talks through it."""
 
 _ACCEPTS_A_TURN: Final = 64
 _ACCEPT_PAUSE: Final = 1.0
@@ -68,21 +69,21 @@ class Listener:
         self._socket: socket.socket | None = None
         self._full = False
         self._resume: asyncio.TimerHandle | None = None
-        self._handshakes: set[Link] = set()
+        self._handshakes: set[Channel] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._links: dict[Link, str] = {}
+        self._clients: dict[Channel, str] = {}
         self._per_client: Counter[str] = Counter()
         self._buffers = Buffers()
 
     @property
     def connections(self) -> int:
         """How many there are, with those still in their handshake."""
-        return len(self._links) + len(self._handshakes)
+        return len(self._clients) + len(self._handshakes)
 
     @property
-    def links(self) -> Mapping[Link, str]:
-        """The connections past their TLS handshake, each with its client's id; "" if refused."""
-        return self._links
+    def channels(self) -> list[Channel]:
+        """The connections past their TLS handshake."""
+        return list(self._clients)
 
     def start(self) -> HostPort:
         """Listen; the address that was bound. `ConfigError` naming it when that can't be done."""
@@ -101,8 +102,10 @@ class Listener:
         self._accepting(False)
         self._socket.close()
         self._socket = None
-        for link in self._handshakes:
-            link.abort()
+        for task in self._tasks:
+            task.cancel()
+        for channel in self._handshakes:
+            channel.abort()
 
     # --- TCP --------------------------------------------------------------------------------
 
@@ -141,11 +144,16 @@ class Listener:
         self.counters.add("accepted")
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        link = Link(self._context, self._opened, options=self._options, buffers=self._buffers)
-        link.attach(lambda _: None, partial(self._failed, link))
-        link.on_end(partial(self._shaken, link))
-        self._handshakes.add(link)
-        task = asyncio.get_running_loop().create_task(self._begin(link, sock))
+        channel = Channel(
+            self._context,
+            self._secured,
+            partial(self._failed, peer),
+            options=self._options,
+            buffers=self._buffers,
+        )
+        channel.on_end(partial(self._shaken, channel))
+        self._handshakes.add(channel)
+        task = asyncio.get_running_loop().create_task(self._begin(channel, sock, peer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -162,66 +170,69 @@ class Listener:
 
     # --- TLS --------------------------------------------------------------------------------
 
-    async def _begin(self, link: Link, sock: socket.socket) -> None:
+    async def _begin(self, channel: Channel, sock: socket.socket, peer: str) -> None:
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: link, sock)
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: channel, sock)
         except OSError as error:
             sock.close()
-            self._refused(link.peer, str(error))
-            self._shaken(link)
+            self._refused(peer, str(error))
+            self._shaken(channel)
+        except asyncio.CancelledError:
+            sock.close()
+            raise
 
-    def _shaken(self, link: Link) -> None:
+    def _shaken(self, channel: Channel) -> None:
         """A connection is past its handshake, or has ended."""
-        self._handshakes.discard(link)
+        self._handshakes.discard(channel)
         if self._full:
             self._full = False
             self._accepting(True)
 
-    def _failed(self, link: Link, error: CipherMQError | None) -> None:
+    def _failed(self, peer: str, error: CipherMQError) -> None:
         self.counters.add("tls_failed")
-        self._refused(link.peer, str(error))
+        self._refused(peer, str(error))
 
-    def _opened(self, link: Link) -> None:
-        """TLS is up: find out who it is, and hand the link to the protocol it chose."""
-        self._shaken(link)
-        self._links[link] = ""
-        link.on_end(partial(self._forget, link))
+    def _secured(self, channel: Channel) -> None:
+        """TLS is up: find out who it is, and hand the channel to the protocol it chose."""
+        self._shaken(channel)
+        self._clients[channel] = ""
+        channel.on_end(partial(self._forget, channel))
         try:
-            client = client_id_of(link.peer_certificate)
+            client = client_id_of(channel.peer_certificate)
+            start = self._start_of(channel, client)
         except CertificateError as error:
-            self._turn_away(link, AccessRefused(str(error)))
-            return
-        start = self._sessions.get(link.protocol)
-        if start is None:
-            offered = ", ".join(sorted(name for name in self._sessions if name))
-            self._turn_away(
-                link,
-                ProtocolNotOffered(f"{client} at {link.peer} offered none of: {offered} (ALPN)"),
-            )
-        elif self._per_client[client] >= self._most_per_client:
-            self._turn_away(
-                link,
-                ResourceLimit(f"{client} has {self._most_per_client} connections already"),
-            )
+            self._turn_away(channel, AccessRefused(str(error)))
+        except CipherMQError as error:
+            self._turn_away(channel, error)
         else:
             self._per_client[client] += 1
-            self._links[link] = client
-            start(link, client)
+            self._clients[channel] = client
+            start(channel, client)
 
-    def _turn_away(self, link: Link, error: CipherMQError) -> None:
-        link.attach(lambda _: None, lambda _: None)
-        self._refused(link.peer, str(error))
-        if link.protocol == ALPN:
-            link.fail(error)
+    def _start_of(self, channel: Channel, client: str) -> StartSession:
+        start = self._sessions.get(channel.protocol)
+        if start is None:
+            offered = ", ".join(sorted(name for name in self._sessions if name))
+            raise ProtocolNotOffered(
+                f"{client} at {channel.peer} offered none of: {offered} (ALPN)"
+            )
+        if self._per_client[client] >= self._most_per_client:
+            raise ResourceLimit(f"{client} has {self._most_per_client} connections already")
+        return start
+
+    def _turn_away(self, channel: Channel, error: CipherMQError) -> None:
+        if channel.protocol == ALPN:
+            self._refused(channel.peer, str(error))
+            Link(channel).fail(error)
         else:  # it would not understand a frame
-            link.abort(error)
+            channel.abort(error)
 
     def _refused(self, peer: str, reason: str) -> None:
         self.counters.add("refused")
         _log.warning("connection refused", peer=peer, reason=reason)
 
-    def _forget(self, link: Link) -> None:
-        client = self._links.pop(link)
+    def _forget(self, channel: Channel) -> None:
+        client = self._clients.pop(channel)
         if client:
             self._per_client[client] -= 1
             if not self._per_client[client]:

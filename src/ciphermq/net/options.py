@@ -26,11 +26,5 @@ class LinkOptions:
     @property
     def tick(self) -> float:
         """How often a link looks at its clocks: often enough to be late by a quarter at most."""
-        times = (
-            self.handshake_timeout,
-            self.frame_timeout,
-            self.heartbeat,
-            self.write_stall_timeout,
-            self.linger,
-        )
-        return min(times) / 4
+        times = (self.handshake_timeout, self.frame_timeout, self.heartbeat)
+        return min(*times, self.write_stall_timeout) / 4

@@ -43,7 +43,8 @@ _NAME_MISMATCH: Final = frozenset({62, 64})
 _ALERTS: Final[Mapping[str, str]] = {
     "CERTIFICATE_REQUIRED": "demands a certificate, and none was sent",
     "UNKNOWN_CA": "doesn't trust the authority that issued this side's certificate: wrong CA?",
-    "CERTIFICATE_EXPIRED": "says that this side's certificate has expired",
+    "CERTIFICATE_EXPIRED": "says that this side's certificate has expired, or can't judge it "
+    "because its own revocation list has",
     "CERTIFICATE_REVOKED": "says that this side's certificate has been revoked",
     "BAD_CERTIFICATE": "refuses this side's certificate: not valid yet, or damaged",
     "UNSUPPORTED_CERTIFICATE": "refuses this side's certificate: not made for this use",

@@ -26,7 +26,6 @@ class Watch:
         self._frame_since: float | None = None
         self._taken = 0
         self._taken_at = now
-        self._closing_since: float | None = None
         self._reading = True
         self._due = now + options.tick
 
@@ -44,10 +43,6 @@ class Watch:
         if on:
             self._heard = now
             self._frame_since = now if self._frame_since is not None else None
-
-    def closing(self, now: float) -> None:
-        """This side has sent CLOSE."""
-        self._closing_since = now
 
     def ping_due(self, now: float) -> bool:
         """Whether to ask for a sign of life now; takes note that it was done."""
@@ -69,8 +64,6 @@ class Watch:
         if taken != self._taken or not untaken:
             self._taken, self._taken_at = taken, now
         options, peer = self._options, self._peer
-        if self._closing_since is not None and now - self._closing_since > options.linger:
-            return ConnectionLost(f"{peer} did not close its side within {options.linger:g} s")
         if not greeted and now - self._opened > options.handshake_timeout:
             return WaitTimeout(f"{peer} sent no HELLO within {options.handshake_timeout:g} s")
         if now - self._taken_at > options.write_stall_timeout:
@@ -104,5 +97,3 @@ class Watch:
         self._taken_at = min(now, self._taken_at + late)
         if self._frame_since is not None:
             self._frame_since = min(now, self._frame_since + late)
-        if self._closing_since is not None:
-            self._closing_since = min(now, self._closing_since + late)

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ciphermq import limits
 from ciphermq.custody import disk, signatures
-from ciphermq.custody.passphrase import STRONG, Cost, to_bytes
+from ciphermq.custody.passphrase import STRONG, Cost
 from ciphermq.errors import AuthorityError, CertificateError, RevocationListStale
 from ciphermq.pki import dates, keyfile, names, profiles
 from ciphermq.pki.revocation import RevocationList
@@ -105,17 +105,13 @@ class AuthorityDirectory:
                 raise AuthorityError(f"{path} can't be read: {error}") from error
         return found
 
-    def current(self, name: str, now_ms: int) -> list[Issued]:
-        """The certificates with which client `name` can connect now, oldest first."""
+    def newest(self, name: str) -> Issued | None:
+        """The certificate that client `name` got last, if it is not revoked."""
         revoked = self.revocation_list().serials
-        return [
-            item
-            for item in self.issued()
-            if item.is_client
-            and item.name == name
-            and item.not_after_ms > now_ms
-            and item.certificate.serial_number not in revoked
-        ]
+        for item in reversed(self.issued()):
+            if item.is_client and item.name == name:
+                return None if item.certificate.serial_number in revoked else item
+        return None
 
 
 class Authority(AuthorityDirectory):
@@ -143,19 +139,21 @@ class Authority(AuthorityDirectory):
 
         Without a `passphrase` its key is in the clear: for demonstrations and tests.
         """
-        if passphrase is not None:
-            to_bytes(passphrase)
-        disk.make_private_directory(path / _ISSUED)
         key = keyfile.new_key(ec.SECP384R1())
-        password = None
-        if passphrase is not None:
-            password = keyfile.new_password()
-            keyfile.write_password(path / _WRAPPED, password, passphrase, _PURPOSE, cost)
-        keyfile.write_key(path / KEY, key, password)
         certificate = profiles.authority_certificate(key, now_ms)
         first = profiles.revocation_list(profiles.Issuer(certificate, key), 1, (), now_ms)
-        disk.write_file(path / REVOCATION_LIST, first.public_bytes(_PEM), mode=disk.PUBLIC)
-        disk.write_file(path / CERTIFICATE, certificate.public_bytes(_PEM), mode=disk.PUBLIC)
+        with disk.new_directory(path) as directory:
+            password = None
+            if passphrase is not None:
+                password = keyfile.new_password()
+                keyfile.write_password(directory / _WRAPPED, password, passphrase, _PURPOSE, cost)
+            keyfile.write_key(directory / KEY, key, password)
+            disk.make_private_directory(directory / _ISSUED)
+            for name, data in (
+                (REVOCATION_LIST, first.public_bytes(_PEM)),
+                (CERTIFICATE, certificate.public_bytes(_PEM)),
+            ):
+                disk.write_file(directory / name, data, mode=disk.PUBLIC)
         return cls(path, key)
 
     def issue_client(
@@ -169,17 +167,18 @@ class Authority(AuthorityDirectory):
     ) -> x509.Certificate:
         """A client's certificate, `lifetime` in seconds.
 
-        Raises `AuthorityError` when the newest certificate of `name` is for another key and
-        `replace` is not set: whoever got one could take over the name of who has it.
+        Raises `AuthorityError` when the last certificate of `name`, ended or not, is for another
+        key and is not revoked: whoever got one could take over the name of who has it. With
+        `replace` it is issued all the same.
         """
         with self._locked():
-            newest = self.current(name, now_ms)[-1:]
-            if newest and newest[0].certificate.public_key() != public_key and not replace:
+            last = self.newest(name)
+            if last and last.certificate.public_key() != public_key and not replace:
                 raise AuthorityError(
                     f"{name!r} has a certificate with another key (serial "
-                    f"{newest[0].certificate.serial_number:x}, until "
-                    f"{dates.spell(newest[0].not_after_ms)}). If that key is lost and this is "
-                    "its owner asking, repeat the command with --replace"
+                    f"{last.certificate.serial_number:x}, until {dates.spell(last.not_after_ms)}). "
+                    "If that key is lost and this is its owner asking, repeat the command with "
+                    "--replace"
                 )
             issued = profiles.client_certificate(self._issuer, name, public_key, now_ms, lifetime)
             return self._keep(issued)
@@ -214,15 +213,7 @@ class Authority(AuthorityDirectory):
         Raises `CertificateError` for a bad name, key or proof of possession.
         """
         name = names.request_name(request)
-        try:
-            key, proven = request.public_key(), request.is_signature_valid
-        except names.UNREADABLE as error:
-            raise CertificateError(f"the request of {name!r} can't be read: {error}") from error
-        # Without this, a stranger's public key could be certified under one's own name.
-        if not proven:
-            raise CertificateError(f"the request of {name!r} is not signed by the key it names")
-        if not isinstance(key, _PublicKey) or key.curve.name not in signatures.CURVES:
-            raise CertificateError(f"the key of {name!r} must be on P-256, P-384 or P-521")
+        key = request_key(request)
         return self.issue_client(name, key, now_ms=now_ms, lifetime=lifetime, replace=replace)
 
     def issue_crl(self, *, now_ms: int, revoke: Iterable[int] = ()) -> RevocationList:
@@ -258,6 +249,21 @@ def load_request(data: bytes) -> x509.CertificateSigningRequest:
         return x509.load_der_x509_csr(data)
     except names.UNREADABLE as error:
         raise CertificateError(f"not a certificate request: {error}") from error
+
+
+def request_key(request: x509.CertificateSigningRequest) -> _PublicKey:
+    """The key that `request` is for; `CertificateError` when its maker has not shown to have it,
+    or when it is none that may sign batches."""
+    try:
+        key, proven = request.public_key(), request.is_signature_valid
+    except names.UNREADABLE as error:
+        raise CertificateError(f"the request can't be read: {error}") from error
+    # Without this, a stranger's public key could be certified under one's own name.
+    if not proven:
+        raise CertificateError("the request is not signed by the key it names")
+    if not isinstance(key, _PublicKey) or key.curve.name not in signatures.CURVES:
+        raise CertificateError("the request's key must be on P-256, P-384 or P-521")
+    return key
 
 
 def key_beneath(directory: Path) -> Path | None:

@@ -106,10 +106,6 @@ class Access:
     def __init__(self, administrators: Collection[str]) -> None:
         self._administrators = frozenset(administrators)
 
-    def is_administrator(self, client: str) -> bool:
-        """Whether `client` administers this broker."""
-        return client in self._administrators
-
     def decide(self, client: str, verb: Verb, thing: Thing) -> bool:
         """Whether `client` may do that."""
         allowed = RIGHTS.get((verb, thing.kind))

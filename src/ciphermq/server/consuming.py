@@ -75,10 +75,12 @@ class Consuming:
         self._full = False
         self._starting = 0
         self.consumers: dict[int, Consumer] = {}
+        self._ended = False
         self.stopping = False
-        """Set when the client or the server ends: nothing more is delivered."""
+        """Set when the server stops: nothing more is taken out of the queues."""
 
-    def __len__(self) -> int:
+    @property
+    def waiting(self) -> int:
         """Acks that wait for their answer."""
         return len(self._confirms)
 
@@ -98,11 +100,13 @@ class Consuming:
     def writable(self) -> bool:
         """Whether the client takes deliveries: it reads them, and settles what it has."""
         self._full = len(self._held) >= limits.MAX_HELD_BATCHES
-        return self._link.writable and not self._full and not self.stopping
+        return self._link.writable and not (self._full or self.stopping or self._ended)
 
     def deliver(self, delivery: Delivery) -> None:
         """Send one batch, or keep it until the client knows its consumer's number."""
         consumer = delivery.consumer
+        if self._ended:
+            return
         if self._starting and consumer and consumer not in self.consumers:
             self._early[consumer].append(delivery)
             return
@@ -127,17 +131,17 @@ class Consuming:
         frame = Cancelled(consumer=consumer, code=code, message=reason)
         if self.consumers.pop(consumer, None) is not None:
             self._link.send(frame)
-        elif self._starting:
+        elif self._starting and not self._ended:
             self._early[consumer].append(frame)
 
     def resume(self) -> None:
         """The connection has drained, or the client has settled some of what it has."""
-        if not self.stopping:
+        if not (self.stopping or self._ended):
             self._services.engine.writable_again(self)
 
     def end(self) -> None:
         """Nothing more is delivered, and what the client holds returns to the queues."""
-        self.stopping = True
+        self._ended = True
         self.consumers.clear()
         self._held.clear()
         self._early.clear()
@@ -162,13 +166,15 @@ class Consuming:
         except BaseException:
             self._starting -= 1
             raise
-        if self.stopping:  # the connection was lost meanwhile
+        if self._ended:  # meanwhile
             services.engine.release(self)
         return number
 
     def announced(self, number: int, frame: Consume) -> None:
         """The client has been told its consumer's number: give it what came meanwhile."""
         self._starting -= 1
+        if self._ended:
+            return
         self.consumers[number] = Consumer(frame.queue, frame.name)
         for early in self._early.pop(number, ()):
             if isinstance(early, Cancelled):
@@ -206,7 +212,7 @@ class Consuming:
             deliveries = await services.engine.fetch(
                 frame.queue, client=self._client, owner=self, messages=1
             )
-            if self.stopping:  # the connection was lost meanwhile
+            if self._ended:  # meanwhile
                 services.engine.release(self)
                 break
             if not deliveries:

@@ -60,7 +60,8 @@ class Publishing:
         self.stopping = False
         """Set when the server stops: no more publishes are taken."""
 
-    def __len__(self) -> int:
+    @property
+    def waiting(self) -> int:
         """Publishes that wait for their answer."""
         return len(self._confirms)
 

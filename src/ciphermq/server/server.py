@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from ciphermq import __version__, limits
+from ciphermq import limits
 from ciphermq.catalog.face import Catalog
 from ciphermq.engines.face import Engine
 from ciphermq.errors import InternalError, Unavailable
 from ciphermq.net import address, tls
 from ciphermq.net.address import HostPort
+from ciphermq.net.channel import Channel
 from ciphermq.net.link import Link
 from ciphermq.net.listener import Listener
 from ciphermq.net.options import LinkOptions
@@ -24,6 +25,7 @@ from ciphermq.server.services import Services
 from ciphermq.server.session import Session
 from ciphermq.settings import ServerSettings
 from ciphermq.telemetry import get_logger
+from ciphermq.version import __version__
 
 _STOPPING: Final = "the broker is stopping"
 _DRAIN_STEP: Final = 0.02
@@ -87,8 +89,9 @@ class Server:
 
         `ready` is called with the bound address once clients can connect.
         """
-        ready(await self.start())
+        where = await self.start()
         try:
+            ready(where)
             await self._until(stop)
         finally:
             await self.stop()
@@ -154,11 +157,10 @@ class Server:
             await asyncio.sleep(_DRAIN_STEP)
 
     async def _close_links(self) -> None:
-        links = list(self.listener.links)
-        for link in links:
-            link.close(_STOPPING, Unavailable.code)
-        if links:
-            ends = [asyncio.create_task(link.wait_closed()) for link in links]
+        for session in self.services.sessions:
+            session.link.close(_STOPPING, Unavailable.code)
+        ends = [asyncio.create_task(channel.wait_closed()) for channel in self.listener.channels]
+        if ends:
             await asyncio.wait(ends, timeout=2 * limits.LINGER)
 
     def _failed(self, error: Exception) -> None:
@@ -175,8 +177,8 @@ class Server:
 
     # --- sessions and status ----------------------------------------------------------------
 
-    def _start_session(self, link: Link, client: str) -> None:
-        Session(self.services, link, client)
+    def _start_session(self, channel: Channel, client: str) -> None:
+        Session(self.services, Link(channel), client)
 
     def status(self) -> dict[str, dict[str, int | float | str]]:
         """What STATUS tells: one map a part."""

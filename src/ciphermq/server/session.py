@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from ciphermq import __version__, limits
+from ciphermq import limits
 from ciphermq.errors import (
     AccessRefused,
     CipherMQError,
@@ -26,6 +26,7 @@ from ciphermq.server.publishing import Publishing
 from ciphermq.server.requests import HANDLERS
 from ciphermq.server.services import Services
 from ciphermq.telemetry import get_logger
+from ciphermq.version import SOFTWARE
 from ciphermq.wire.cmq2.frames import (
     Close,
     Consume,
@@ -61,6 +62,7 @@ class Session:
         self._since_ms = services.now_ms()
         self._brake = Brake(link.pause_reading, link.resume_reading)
         self._requests: set[asyncio.Task[None]] = set()
+        self._nacks = 0
         self._ending = False
         self.publishing = Publishing(
             services, link, client, self._brake, self._finish, self._broken
@@ -86,7 +88,8 @@ class Session:
     @property
     def idle(self) -> bool:
         """Whether the broker owes this client no answer."""
-        return not (self.publishing or self.consuming or self._requests)
+        waiting = self.publishing.waiting or self.consuming.waiting or self._nacks
+        return not (waiting or self._requests)
 
     def describe(self) -> dict[str, Any]:
         """The connection's row in a listing."""
@@ -97,7 +100,7 @@ class Session:
             "since_ms": self._since_ms,
             "consumers": len(self.consuming.consumers),
             "batches_held": self.consuming.held,
-            "publishes_unconfirmed": len(self.publishing),
+            "publishes_unconfirmed": self.publishing.waiting,
         }
 
     # --- frames -----------------------------------------------------------------------------
@@ -118,7 +121,7 @@ class Session:
         self._software = frame.software[:_MAX_SOFTWARE]
         self.link.send(
             Hello(
-                software=f"ciphermq/{__version__}",
+                software=SOFTWARE,
                 now_ms=now_ms,
                 heartbeat_ms=int(self.link.options.heartbeat * 1000),
                 max_publish_window=services.max_publish_window,
@@ -136,17 +139,17 @@ class Session:
             )
 
     def _nack(self, frame: Nack) -> None:
-        try:
-            follow(self.consuming.nack(frame), partial(self._nacked, frame.request))
-        except Refused as error:
-            self._answer_failure(frame.request, error)
+        self._nacks += 1
+        follow(self.consuming.nack(frame), partial(self._nacked, frame.request))
 
     def _nacked(self, request: int, outcome: asyncio.Future[None]) -> None:
+        self._nacks -= 1
         error = failure(outcome)
         if error is None:
             self.link.send(Ok(request=request))
         else:
             self._answer_failure(request, error)
+        self._finish()
 
     def _start(self, frame: Request) -> None:
         """Work on a request beside everything else; too many of them stop the reading."""
@@ -159,12 +162,11 @@ class Session:
     async def _work(self, frame: Request) -> None:
         try:
             result = await self._workers[frame.TYPE](frame)
-        except Exception as error:  # noqa: BLE001  (whatever it is, the client waits for an answer)
-            self._answer_failure(frame.request, error)
-        else:
             self.link.send(Ok(request=frame.request, result=result))
             if isinstance(frame, Consume):
                 self.consuming.announced(result, frame)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the client waits for an answer)
+            self._answer_failure(frame.request, error)
 
     def _worked(self, task: asyncio.Task[None]) -> None:
         self._requests.discard(task)
@@ -183,9 +185,7 @@ class Session:
 
     def _broken(self, error: BaseException) -> None:
         """This connection can't go on."""
-        refused = self._as_refusal(error)
-        _log.warning("connection ended", client=self.client, reason=str(refused))
-        self.link.fail(refused)
+        self.link.fail(self._as_refusal(error))
 
     def _as_refusal(self, error: BaseException) -> Refused:
         """What the client is told; what it can do nothing about goes to the log in full."""

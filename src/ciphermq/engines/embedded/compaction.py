@@ -37,6 +37,7 @@ class Segments:
         self._journal = journal
         self._starts: deque[int] = deque()
         self._live: Counter[int] = Counter()
+        self._lost: dict[int, int] = {}
 
     def began(self, lsn: int) -> None:
         """The record `lsn` is the first of a new segment."""
@@ -60,11 +61,23 @@ class Segments:
         self._live[location.segment] -= 1
         self._journal.release(location)
 
-    def batches_in(self, segment: int, batches: Iterator[Batch]) -> list[int]:
-        """The seqs of the batches that have their bytes in a segment. In the order of the log, the
-        oldest segment's come first, so the search is short."""
-        left = self._live[segment]
-        found: list[int] = []
+    def lost(self, seq: int, lsn: int) -> None:
+        """All that is left of a batch is the record `lsn`; its bytes were damaged."""
+        self._lost[seq] = lsn
+
+    def finished(self, seq: int, location: Location | None) -> None:
+        """Nobody needs a batch any more, which has its bytes there, if anywhere."""
+        if location is not None:
+            self.freed(location)
+        elif self._lost:
+            self._lost.pop(seq, None)
+
+    def batches_in(self, segment: int, end: int, batches: Iterator[Batch]) -> list[int]:
+        """The seqs of the batches that have their bytes in a segment, or all that is left of them
+        before the record `end`. In the order of the log the oldest segment's come first, so the
+        search is short."""
+        found = [seq for seq, lsn in self._lost.items() if lsn < end]
+        left = self._live[segment] + len(found)
         while len(found) < left:
             batch = next(batches, None)
             if batch is None:
@@ -139,6 +152,11 @@ class Compactor:
             # The journal has failed, which its own callback tells everybody.
             self._stopped = True
             _log.error("compaction stopped", error=str(error))
+        except Exception:
+            # The log only grows from here on; what is in it stays safe and is delivered.
+            self._stopped = True
+            _log.exception("compaction stopped by a fault of the broker's own")
+            raise
         finally:
             self._task = None
 
@@ -147,7 +165,7 @@ class Compactor:
         await self._synced()
         while self._broker.copy_dedup(end, _STEP_SLICES):
             await self._synced()
-        found = deque(self._segments.batches_in(segment, iter(self._broker.batches())))
+        found = deque(self._segments.batches_in(segment, end, iter(self._broker.batches())))
         while found:
             await self._step(segment, found)
         await self._synced()
@@ -168,11 +186,14 @@ class Compactor:
         await asyncio.gather(*(future for _, future in reading), return_exceptions=True)
         for batch, future in reading:
             # Acked while it was read, or copied by a step that was cut short.
-            if self._broker.batch(batch.seq) is not batch or segment_of(batch.place) != segment:
+            if self._broker.batch(batch.seq) is not batch or (
+                segment_of(batch.place) not in (segment, 0)
+            ):
                 continue
             error = future.exception()
             if isinstance(error, CipherMQError):
-                self._damaged(batch, error)
+                if batch.place:
+                    self._damaged(batch, error)
                 lsn = self._broker.copy(batch, None)
             else:
                 lsn = self._broker.copy(batch, future.result())

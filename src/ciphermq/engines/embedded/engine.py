@@ -22,23 +22,19 @@ import msgspec
 
 from ciphermq import limits
 from ciphermq.broker import Broker, BrokerLimits
-from ciphermq.broker.credit import Consumer
-from ciphermq.broker.deliveries import Held
 from ciphermq.engines.embedded.clock import SteadyClock
 from ciphermq.engines.embedded.compaction import Compactor
+from ciphermq.engines.embedded.dispatch import Dispatch
 from ciphermq.engines.embedded.fingerprint import Fingerprints, new_key
 from ciphermq.engines.embedded.inspection import peeked
-from ciphermq.engines.embedded.outlets import Lane, delivery_of
 from ciphermq.engines.embedded.payloads import Payloads
 from ciphermq.engines.embedded.store import Event, Store, StoreOptions
 from ciphermq.engines.face import Delivery, Guarantees, Peeked, Publish, Published, Sink
-from ciphermq.errors import CipherMQError, NotFound, Refused, Superseded
+from ciphermq.errors import NotFound, Refused
 from ciphermq.model.bitmap import Bitmap
 from ciphermq.model.topology import Binding, ExchangeSpec, QueueInfo, QueueSpec
 from ciphermq.telemetry import get_logger
 
-_TURN: Final = 256
-"""Deliveries before the event loop gets to something else."""
 _REDRIVE_STEP: Final = 256
 _GUARANTEES: Final = Guarantees(
     partial_ack=True, dedup=True, atomic_fanout=True, peek=True, order=True
@@ -71,14 +67,10 @@ class EmbeddedEngine:
         self._directory = directory
         self._store = Store(directory, self._options.store, self._clock)
         self._broker = Broker(self._store, self._options.broker)
-        self._wake_scheduled = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0
         self._relief: list[tuple[int, Callable[[], None]]] = []
         self._on_failure: list[Callable[[Exception], None]] = []
         self._running = False
-        self._published = self._confirmed = self._delivered = 0
-        self._redelivered = self._duplicates = self._damaged = 0
+        self._published = self._confirmed = self._duplicates = 0
 
     # --- starting and stopping ----------------------------------------------------------------
 
@@ -97,6 +89,7 @@ class EmbeddedEngine:
             broker.fingerprint_key = new_key()
         self._fingerprint = Fingerprints(broker.fingerprint_key).of
         self._payloads = Payloads(store.journal, loop, self._options.fresh_payloads)
+        self._dispatch = Dispatch(broker, store, self._payloads, loop, self._clock)
         self._compactor = Compactor(
             broker,
             store.journal,
@@ -115,15 +108,14 @@ class EmbeddedEngine:
             on_failed=self._failed,
         )
         self._running = True
-        self._wake()
+        self._dispatch.wake()
 
     async def stop(self) -> None:
         """Write what is accepted, confirm it, then close. May be repeated."""
         if not self._running:
             return
         self._running = False
-        if self._timer is not None:
-            self._timer.cancel()
+        self._dispatch.stop()
         await self._compactor.stop()
         # The journal's last callbacks are posted before this returns, and so run before it does.
         await self._loop.run_in_executor(None, self._store.journal.close)
@@ -158,7 +150,7 @@ class EmbeddedEngine:
                 callback()
         if self._running:
             self._compactor.consider()
-            self._wake()
+            self._dispatch.wake()
 
     # --- topology -----------------------------------------------------------------------------
 
@@ -182,7 +174,7 @@ class EmbeddedEngine:
         """Messages lost with it. Its consumers are told."""
         lost, consumers = self._broker.delete_queue(name, if_empty=if_empty, if_unused=if_unused)
         for consumer in consumers:
-            self._end(consumer, f"queue {name!r} was deleted", NotFound.code)
+            self._dispatch.ended(consumer, f"queue {name!r} was deleted", NotFound.code)
         await self._synced()
         return lost
 
@@ -262,105 +254,31 @@ class EmbeddedEngine:
 
     async def consume(self, queue: str, *, client: str, name: str, credit: int, sink: Sink) -> int:
         """A consumer's number. The same client and name on this queue supersede their ghost."""
-        lane = Lane(
-            sink,
-            self._payloads,
-            on_delivered=self._note_delivered,
-            on_damaged=self._set_aside,
-            on_room=self._resume,
-        )
-        consumer, ghosts = self._broker.consume(
-            queue,
-            client=client,
-            consumer_name=name,
-            credit=credit,
-            outlet=lane,
-            now=self._clock(),
-        )
-        for ghost in ghosts:
-            reason = f"a newer consumer named {name!r} of {client!r} has taken over"
-            self._end(ghost, reason, Superseded.code)
-        self._wake()
-        return consumer.number
-
-    def _end(self, consumer: Consumer, reason: str, code: str) -> None:
-        """Tell a consumer, which the broker has ended; not from within its own call."""
-        lane = consumer.outlet
-        if isinstance(lane, Lane):
-            lane.close()
-            self._loop.call_soon(lane.sink.cancelled, consumer.number, reason, code)
+        return self._dispatch.consume(queue, client=client, name=name, credit=credit, sink=sink)
 
     def add_credit(self, consumer: int, messages: int) -> None:
         """It takes so many messages more."""
         self._broker.add_credit(consumer, messages)
-        self._wake()
+        self._dispatch.wake()
 
     def writable_again(self, sink: Sink) -> None:
         """The sink's connection drained."""
-        self._resume(sink.owner)
-
-    def _resume(self, owner: object) -> None:
-        self._broker.resume(owner)
-        self._wake()
+        self._dispatch.resume(sink.owner)
 
     async def cancel(self, consumer: int, *, release: bool = False) -> None:
         """No more deliveries. What was given out and not yet handed over goes back in line."""
-        now = self._clock()
-        lane = self._broker.cancel(consumer, release=release, now=now)
-        if isinstance(lane, Lane):
-            for held in lane.close():
-                self._broker.give_back(held, now)
-        self._wake()
+        self._dispatch.cancel(consumer, release=release)
 
     def release(self, owner: object) -> None:
         """The connection is gone."""
         self._broker.release(owner, self._clock())
-        self._wake()
+        self._dispatch.wake()
 
     async def fetch(
         self, queue: str, *, client: str, owner: object, messages: int
     ) -> list[Delivery]:
         """The oldest batches, until they hold `messages` or there are no more."""
-        found: list[Delivery] = []
-        while messages > 0:
-            given = self._broker.fetch(queue, owner=owner, messages=messages, now=self._clock())
-            self._wake()
-            loading = [self._payloads.load(held.entry.batch) for held in given]
-            for held, future in zip(given, loading, strict=True):
-                try:
-                    sealed = await future
-                except CipherMQError as error:
-                    self._set_aside(held, error)
-                    continue
-                # The connection may have ended while the bytes were read.
-                if held.bits:
-                    messages -= held.bits.bit_count()
-                    self._note_delivered(held)
-                    found.append(delivery_of(held, sealed))
-            if not given:
-                break
-        return found
-
-    def _note_delivered(self, held: Held) -> None:
-        messages = held.bits.bit_count()
-        self._delivered += messages
-        if held.redelivered:
-            self._redelivered += messages
-        if self._store.events:
-            self._store.tell("delivered", held.entry.batch.batch_id, messages)
-
-    def _set_aside(self, held: Held, error: CipherMQError) -> None:
-        batch = held.entry.batch
-        self._damaged += 1
-        _log.error(
-            "a stored batch is damaged and set aside",
-            batch_id=batch.batch_id,
-            sender=batch.sender,
-            queue=held.entry.queue.spec.name,
-            error=str(error),
-        )
-        self._broker.damaged(held, str(error), self._clock())
-        self._wake()
+        return await self._dispatch.fetch(queue, owner=owner, messages=messages)
 
     # --- settling -----------------------------------------------------------------------------
 
@@ -393,7 +311,7 @@ class EmbeddedEngine:
                 detail=detail,
                 now=self._clock(),
             )
-            self._wake()
+            self._dispatch.wake()
             return self._synced()
         except Refused as refusal:
             return self._refusal(refusal)
@@ -425,47 +343,6 @@ class EmbeddedEngine:
         await self._synced()
         return work.moved
 
-    # --- the engine's own turns ---------------------------------------------------------------
-
-    def _wake(self) -> None:
-        """Something may be deliverable, or a timer may be nearer: look, once, soon."""
-        if not self._wake_scheduled:
-            self._wake_scheduled = True
-            self._loop.call_soon(self._turn)
-
-    def _turn(self) -> None:
-        self._wake_scheduled = False
-        if not self._running or self._store.failure is not None:
-            return
-        broker, now = self._broker, self._clock()
-        for _ in range(_TURN):
-            queue = broker.next_busy()
-            if queue is None:
-                break
-            held = broker.next_delivery(queue, now)
-            if held is not None and held.consumer is not None:
-                lane = held.consumer.outlet
-                if isinstance(lane, Lane):
-                    lane.give(held)
-        else:
-            self._wake()
-        self._set_timer(now)
-
-    def _set_timer(self, now: int) -> None:
-        at_ms = self._broker.next_deadline()
-        if at_ms is None or (self._timer is not None and self._timer_at <= at_ms):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = at_ms
-        self._timer = self._loop.call_later(max(0, at_ms - now) / 1000, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        if self._running and self._store.failure is None:
-            self._broker.sweep(self._clock())
-            self._wake()
-
     # --- being watched ------------------------------------------------------------------------
 
     def on_relief(self, callback: Callable[[], None]) -> None:
@@ -486,17 +363,17 @@ class EmbeddedEngine:
 
     def stats(self) -> dict[str, int | float | str]:
         """Totals since the start, what there is now, and the journal's, prefixed."""
-        store, payloads = self._store, self._payloads
+        store, payloads, dispatch = self._store, self._payloads, self._dispatch
         found: dict[str, int | float | str] = {
             "published_batches": self._published,
             "confirmed_batches": self._confirmed,
             "duplicate_batches": self._duplicates,
             "refused_no_space_batches": store.refused,
-            "delivered_messages": self._delivered,
-            "redelivered_messages": self._redelivered,
+            "delivered_messages": dispatch.delivered,
+            "redelivered_messages": dispatch.redelivered,
             "acked_messages": store.acked,
             "dead_messages": store.dead,
-            "damaged_deliveries": self._damaged,
+            "damaged_deliveries": dispatch.damaged,
             "payloads_in_memory_bytes": payloads.fresh_bytes,
             "payloads_read": payloads.reads,
             "unconfirmed": len(store.confirms),

@@ -17,7 +17,7 @@ import msgspec
 from ciphermq import limits
 from ciphermq.broker import Broker
 from ciphermq.broker.entries import Batch
-from ciphermq.broker.records import Kind
+from ciphermq.broker.records import Kind, decode_copy
 from ciphermq.engines.embedded.compaction import Copies, Segments
 from ciphermq.engines.embedded.confirms import Confirms
 from ciphermq.engines.embedded.payloads import Payloads, pack_place, unpack_place
@@ -74,6 +74,8 @@ class Store:
             if location is None:
                 if kind == Kind.SNAPSHOT:
                     began(lsn)
+                elif kind == Kind.COPY:
+                    self.segments.lost(decode_copy(meta).seq, lsn)
                 replay(lsn, kind, meta, 0, 0)
             else:
                 place = pack_place(location)
@@ -149,11 +151,12 @@ class Store:
             place = pack_place(location) if location else 0
             if location:
                 segments.took(place)
+            elif seq:
+                segments.lost(seq, lsn)
             batch = broker.batch(seq or lsn)
             if batch is None:
                 # Settled before it was even on disk.
-                if location:
-                    segments.freed(location)
+                segments.finished(seq or lsn, location)
                 continue
             if batch.place:
                 segments.freed(unpack_place(batch.place, batch.size))
@@ -178,8 +181,8 @@ class Store:
 
     def finished(self, batch: Batch) -> None:
         """Nobody needs the batch's bytes."""
-        if batch.place:
-            self.segments.freed(unpack_place(batch.place, batch.size))
+        location = unpack_place(batch.place, batch.size) if batch.place else None
+        self.segments.finished(batch.seq, location)
         if self._payloads is not None:
             self._payloads.forget(batch.seq)
 

@@ -1,0 +1,161 @@
+"""The files that an identity is made of, and those of them that hold no secret.
+
+::
+
+    identity.toml           name, url, server_name, suite: may be edited
+    cert.pem  key.pem       the certificate and its key; the key signs and does TLS
+    key.pass                what the passphrase opens; absent: the keys are in the clear
+    ca.crt    crl.pem       whom it believes, and whom no longer
+    sealing/                the keys that messages are sealed to
+    trust.json              what it has learnt about others
+    request.pem             while it waits for its certificate: what the authority is to sign
+
+Files with secrets are 0600 in a directory of 0700.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from cryptography import x509
+
+from ciphermq.custody import disk
+from ciphermq.errors import ConfigError, IdentityError, IdentityNotFound, RevocationListStale
+from ciphermq.model import ids
+from ciphermq.model.suites import DEFAULT_SUITE, Suite
+from ciphermq.pki import dates, names, pem
+from ciphermq.pki.revocation import RevocationList
+
+SETTINGS: Final = "identity.toml"
+CERTIFICATE: Final = "cert.pem"
+KEY: Final = "key.pem"
+WRAPPED: Final = "key.pass"
+AUTHORITY: Final = "ca.crt"
+REVOCATION_LIST: Final = "crl.pem"
+SEALING: Final = "sealing"
+TRUST: Final = "trust.json"
+REQUEST: Final = "request.pem"
+PURPOSE: Final = "CipherMQ identity key"
+LOCK: Final = ".lock"
+
+
+class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``identity.toml``."""
+
+    name: str
+    url: str
+    """The broker's address, ``cmq://host:port``; empty while it waits for its certificate."""
+    server_name: str = ""
+    """What the broker's certificate must be for; empty: the host in `url`."""
+    suite: str = DEFAULT_SUITE.name
+
+    @classmethod
+    def read(cls, directory: Path) -> IdentitySettings:
+        """Raises `IdentityNotFound` when there is no identity, `ConfigError` for a bad value."""
+        path = directory / SETTINGS
+        try:
+            return cls.parse(path.read_bytes(), str(path))
+        except (FileNotFoundError, NotADirectoryError):
+            raise IdentityNotFound(
+                f"there is no identity in {directory}: make one with `ciphermq identity add`, or "
+                "take over a file from its maker with `ciphermq identity import`"
+            ) from None
+        except OSError as error:
+            raise IdentityError(f"{path} can't be read: {error.strerror}") from error
+
+    @classmethod
+    def parse(cls, text: bytes, where: str) -> IdentitySettings:
+        """Raises `ConfigError`, which names `where`."""
+        try:
+            settings = msgspec.convert(tomllib.loads(text.decode()), cls)
+        except (ValueError, msgspec.ValidationError) as error:
+            raise ConfigError(f"{where}: {error}") from error
+        if not ids.is_client_id(settings.name):
+            raise ConfigError(f"{where}: name = {settings.name!r} is not a client id")
+        if settings.suite not in Suite.__members__:
+            allowed = ", ".join(Suite.__members__)
+            raise ConfigError(f"{where}: suite = {settings.suite!r} is not one of {allowed}")
+        return settings
+
+    def to_toml(self) -> bytes:
+        """The file's text."""
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        # For such strings JSON's spelling is TOML's.
+        lines = [
+            f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()
+        ]
+        return "\n".join(["# A CipherMQ identity.", *lines, ""]).encode()
+
+    def write(self, directory: Path) -> None:
+        """Write ``identity.toml``, in place of the one that is there."""
+        disk.write_file(directory / SETTINGS, self.to_toml(), mode=disk.PUBLIC, replace=True)
+
+
+def read_certificate(directory: Path) -> x509.Certificate:
+    """The identity's own certificate."""
+    path = directory / CERTIFICATE
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except FileNotFoundError:
+        if (directory / REQUEST).exists():
+            raise IdentityError(
+                f"{directory} waits for its certificate: send {directory / REQUEST} to whoever "
+                "runs the authority (`ciphermq ca sign`) and take the answer over with "
+                "`ciphermq identity import`"
+            ) from None
+        raise IdentityError(f"{path} is missing: restore it from a backup") from None
+    except (OSError, *names.UNREADABLE) as error:
+        raise IdentityError(f"{path} can't be read: {error}") from error
+
+
+def read_authorities(directory: Path) -> tuple[bytes, ...]:
+    """The authorities' certificates in ``ca.crt``, DER."""
+    path = directory / AUTHORITY
+    try:
+        found = pem.blocks("CERTIFICATE", path.read_bytes())
+    except OSError as error:
+        raise IdentityError(f"{path} can't be read: {error.strerror}") from error
+    if not found:
+        raise IdentityError(f"{path} holds no certificate: get it from the authority again")
+    return found
+
+
+def read_revocation_lists(directory: Path) -> tuple[bytes, ...]:
+    """The revocation lists in ``crl.pem``, DER; none when the file is missing."""
+    path = directory / REVOCATION_LIST
+    try:
+        return pem.blocks("X509 CRL", path.read_bytes()) if path.exists() else ()
+    except OSError as error:
+        raise IdentityError(f"{path} can't be read: {error.strerror}") from error
+
+
+def write_revocation_lists(directory: Path, new: RevocationList) -> None:
+    """Put `new` into ``crl.pem``, in the place of that authority's former list."""
+    others = [
+        der
+        for der in read_revocation_lists(directory)
+        if x509.load_der_x509_crl(der).issuer != new.issuer.subject
+    ]
+    text = b"".join(pem.block("X509 CRL", der) for der in [*others, new.der])
+    disk.write_file(directory / REVOCATION_LIST, text, mode=disk.PUBLIC, replace=True)
+
+
+def warnings(directory: Path, now_ms: int) -> list[str]:
+    """Sentences for the owner: what ends soon, or has ended, or is missing."""
+    certificate = read_certificate(directory)
+    authorities = [names.load(der) for der in read_authorities(directory)]
+    title = f"the certificate of {names.client_id_of(certificate)!r}"
+    found = [dates.certificate_warning(certificate, title, now_ms)]
+    found += [dates.certificate_warning(one, "the authority", now_ms) for one in authorities]
+    try:
+        lists = [RevocationList(der, authorities) for der in read_revocation_lists(directory)]
+    except RevocationListStale as error:
+        return [*filter(None, found), str(error)]
+    if not lists:
+        found.append("there is no revocation list (crl.pem), so nobody can be judged")
+    found += [crl.warning(now_ms) for crl in lists]
+    return [sentence for sentence in found if sentence]

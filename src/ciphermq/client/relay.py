@@ -1,0 +1,327 @@
+"""The relay: takes messages out of an Outbox, in order, until the broker has confirmed them.
+
+::
+
+    waiting rows ─ seal ─► one commit: sealed rows in, waiting rows out ─► send ─► confirmed ─► out
+
+Several batches share a commit. What is confirmed is deleted with the next one: a crash before that
+sends it again, and the broker knows it.
+
+Its database work is done in a thread of its own, on a connection of its own: it waits for locks and
+disks, and an application that holds a transaction open in the event loop must be able to end it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from bisect import insort
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Final, ParamSpec, Self, TypeVar
+
+from ciphermq import limits
+from ciphermq.client.lane import Lane, Route, Sealer
+from ciphermq.client.outbox_rows import Failing, Losing, Rows, SealedRow, Sealing, Waiting
+from ciphermq.client.publisher import Publisher
+from ciphermq.client.window import Parcel
+from ciphermq.errors import (
+    BadRequest,
+    BatchError,
+    CipherMQError,
+    ConflictingDuplicate,
+    ConnectionLost,
+    ResourceLimit,
+    StoreError,
+)
+from ciphermq.telemetry import get_logger
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_log = get_logger("client")
+
+_HOPELESS: Final = (BadRequest, ConflictingDuplicate, ResourceLimit, BatchError)
+"""What no retry can change: too old, expired, or under an id that stands for something else."""
+
+_TOGETHER: Final = 8
+"""Batches for one commit: it takes a sync of the disk, whatever is in it."""
+
+
+class Relay:
+    """Sends what is in an Outbox. Made by `Client.relay`; one at a time for an Outbox."""
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        sealer: Sealer,
+        name: str,
+        path: Path,
+        *,
+        patient: bool,
+        window: int,
+        close_timeout: float,
+        progress: Callable[[int], object] | None,
+    ) -> None:
+        """See `Client.relay`."""
+        self.confirmed = 0
+        """Messages that the broker has confirmed since this relay began."""
+        self._publisher = publisher
+        self._sealer = sealer
+        self._name = name
+        self._path = path
+        self._patient = patient
+        self._window = window
+        self._close_timeout = close_timeout
+        self._progress = progress
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ciphermq-outbox")
+        self._rows: Rows
+        self._lock: int | None = None
+        self._routes: dict[int, Route] = {}
+        self._lanes: dict[int, Lane] = {}
+        self._unsent: defaultdict[int, list[SealedRow]] = defaultdict(list)
+        """Sealed and not under way, by route."""
+        self._under_way: dict[int, Parcel] = {}
+        self._holds: dict[int, float] = {}
+        """Routes that failed: by the loop's clock, until when they are left alone."""
+        self._confirmed: list[int] = []
+        self._failed: list[Failing] = []
+        self._moved = asyncio.Event()
+        self._round = 0
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        """Who waits for a round, from that number on, in which nothing is left."""
+        self._task: asyncio.Task[None] | None = None
+        self._error: CipherMQError | None = None
+        self._closing = False
+
+    # --- for its users ------------------------------------------------------------------------
+
+    async def drained(self) -> None:
+        """Wait until everything that is promised has been confirmed.
+
+        Raises what keeps it from being sent, unless the relay is patient.
+        """
+        if self._task is None:
+            raise StoreError("the relay has not begun: use it as `async with`")
+        empty: asyncio.Future[None] = self._loop.create_future()
+        # Not the round that is going on: it may have looked before the last message was added.
+        self._waiters.append((self._round + 1, empty))
+        await asyncio.wait((empty, self._task), return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():
+            self._task.result()
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._rows = await self._in_thread(Rows, self._path)
+            self._lock = await self._in_thread(_lock, self._path)
+            await self._in_thread(self._rows.claim, self._name)
+            self._routes = await self._in_thread(self._rows.routes)
+            for row in await self._in_thread(self._rows.sealed):
+                self._unsent[row.route].append(row)
+        except BaseException:
+            await self._close_store()
+            raise
+        self._task = self._loop.create_task(self._run(), name="ciphermq relay")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Seal nothing more, wait a while for the confirmations of what is under way, and note
+        them. The rest stays promised."""
+        failure = None
+        self._closing = True
+        self._moved.set()
+        if self._task is not None:
+            await asyncio.wait((self._task,), timeout=self._close_timeout)
+            self._task.cancel()
+            (failure,) = await asyncio.gather(self._task, return_exceptions=True)
+        for parcel in list(self._under_way.values()):
+            self._publisher.abandon(parcel, ConnectionLost("the relay was closed"))
+        try:
+            if self._confirmed:
+                await self._in_thread(self._rows.move, confirmed=self._confirmed)
+        finally:
+            await self._close_store()
+        if error is None and isinstance(failure, Exception):
+            raise failure
+
+    async def _close_store(self) -> None:
+        if hasattr(self, "_rows"):
+            await self._in_thread(self._rows.close)
+        if self._lock is not None:
+            os.close(self._lock)
+        self._thread.shutdown(wait=False)
+
+    async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._loop.run_in_executor(self._thread, lambda: call(*args, **kwargs))
+
+    # --- the work -----------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            self._moved.clear()
+            self._round += 1
+            if self._error is not None and not self._patient:
+                await self._note()
+                raise self._error
+            worked = await self._send_sealed()
+            if not self._closing:
+                worked = await self._seal_some() or worked
+            if worked:
+                continue
+            await self._note()
+            if not self._under_way:
+                if self._closing:
+                    return
+                if not any(self._unsent.values()) and not self._any_held():
+                    self._tell_drained()
+            await self._pause()
+
+    def _tell_drained(self) -> None:
+        for number, waiter in self._waiters:
+            if number <= self._round and not waiter.done():
+                waiter.set_result(None)
+        self._waiters = [each for each in self._waiters if not each[1].done()]
+
+    async def _pause(self) -> None:
+        """Until something under way is answered, or it is time to look for new messages."""
+        try:
+            async with asyncio.timeout(limits.OUTBOX_POLL):
+                await self._moved.wait()
+        except TimeoutError:
+            pass
+
+    async def _note(self) -> None:
+        """Commit what was learnt, if anything was."""
+        confirmed, self._confirmed = self._confirmed, []
+        failed, self._failed = self._failed, []
+        if confirmed or failed:
+            await self._in_thread(self._rows.move, confirmed=confirmed, failed=failed)
+
+    async def _send_sealed(self) -> bool:
+        """Send what is sealed and has room under way; whether there was any."""
+        sent = False
+        for route, rows in self._unsent.items():
+            while rows and self._room(route) > 0 and not self._closing:
+                data = await self._in_thread(self._rows.load, rows[0].seq)
+                self._send(rows.pop(0), data)
+                sent = True
+        return sent
+
+    async def _seal_some(self) -> bool:
+        """Seal the next messages, commit that, send them; whether there were any."""
+        room = {route: self._room(route) for route in self._routes}
+        # A batch that waits to be sent again goes before those that come after it.
+        room |= {route: 0 for route, rows in self._unsent.items() if rows}
+        waiting = await self._in_thread(self._rows.waiting, room)
+        sealed: list[Sealing] = []
+        lost: list[Losing] = []
+        for each in waiting[:_TOGETHER]:
+            if self._held(each.route):
+                continue
+            try:
+                sealed.append(Sealing(each, await self._seal(each)))
+            except _HOPELESS as error:
+                lost.append(Losing(each, error.code, str(error)))
+                self._fail(each.route, error, hold=False)
+            except CipherMQError as error:
+                self._fail(each.route, error)
+        if not sealed and not lost:
+            return False
+        confirmed, self._confirmed = self._confirmed, []
+        failed, self._failed = self._failed, []
+        rows = await self._in_thread(
+            self._rows.move, sealed=sealed, confirmed=confirmed, failed=failed, lost=lost
+        )
+        for row, sealing in zip(rows, sealed, strict=True):
+            self._send(row, sealing.data)
+        return True
+
+    async def _seal(self, waiting: Waiting) -> bytes:
+        route = self._routes.get(waiting.route)
+        if route is None:
+            self._routes = await self._in_thread(self._rows.routes)
+            route = self._routes[waiting.route]
+        keys = await self._sealer.keys(route)
+        return self._sealer.seal(waiting.body, route, keys, waiting.expires_ms).data
+
+    # --- under way ------------------------------------------------------------------------------
+
+    def _room(self, route: int) -> int:
+        """How many batches of a route may be sent now."""
+        if self._held(route):
+            return 0
+        return self._window - self._lane(route).out
+
+    def _lane(self, route: int) -> Lane:
+        lane = self._lanes.get(route)
+        if lane is None:
+            lane = self._lanes[route] = Lane(self._publisher, self._window)
+        return lane
+
+    def _send(self, row: SealedRow, data: bytes) -> None:
+        def landed(error: BaseException | None) -> None:
+            self._under_way.pop(row.seq, None)
+            self._landed(row, error)
+
+        self._under_way[row.seq] = self._lane(row.route).send(data, landed)
+
+    def _landed(self, row: SealedRow, error: BaseException | None) -> None:
+        self._moved.set()
+        if error is None:
+            self._confirmed.append(row.seq)
+            self.confirmed += row.count
+            if self._progress is not None:
+                self._progress(self.confirmed)
+        elif isinstance(error, _HOPELESS):
+            self._failed.append(Failing(row, error.code, str(error)))
+            self._fail(row.route, error, hold=False)
+        elif isinstance(error, CipherMQError) and not isinstance(error, ConnectionLost):
+            # It goes again, later: before those of its route that have not been sent.
+            insort(self._unsent[row.route], row)
+            self._fail(row.route, error)
+
+    # --- failing --------------------------------------------------------------------------------
+
+    def _held(self, route: int) -> bool:
+        return self._holds.get(route, 0.0) > self._loop.time()
+
+    def _any_held(self) -> bool:
+        return any(map(self._held, self._holds))
+
+    def _fail(self, route: int, error: CipherMQError, *, hold: bool = True) -> None:
+        """Something of a route can't be sent: end with it, or (patient) go on."""
+        self._error = self._error or error
+        if hold:
+            self._holds[route] = self._loop.time() + limits.OUTBOX_HOLD
+        _log.warning(
+            "the outbox keeps messages back" if hold else "the outbox put messages aside",
+            receivers=list(self._routes[route].to) if route in self._routes else [],
+            code=error.code,
+            reason=str(error),
+        )
+
+
+def _lock(path: Path) -> int:
+    """A lock beside `path` that ends with this process."""
+    descriptor = os.open(
+        path.with_name(path.name + ".relay"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+    )
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise StoreError(
+            f"the outbox {path} is being relayed already, by this process or another: one at a "
+            "time, or its messages would lose their order"
+        ) from error
+    return descriptor

@@ -1,0 +1,112 @@
+"""Opened batches of one queue, as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from ciphermq import limits
+from ciphermq.client.core import Core
+from ciphermq.client.deliveries import BrokerDelivery
+from ciphermq.client.feed import Feed
+from ciphermq.client.inbox import Arrival
+from ciphermq.client.opening import Unsealer
+from ciphermq.errors import WaitTimeout
+
+
+class Source:
+    """What a receiver, of whatever kind, takes its batches from."""
+
+    def __init__(
+        self,
+        core: Core,
+        unsealer: Unsealer,
+        queue: str,
+        name: str | None,
+        prefetch: int,
+        on_ending: Callable[[], None],
+    ) -> None:
+        """See `Feed`."""
+        self.stopping = False
+        """Nothing more is wanted."""
+        self._core = core
+        self._unsealer = unsealer
+        self._queue = queue
+        self._feed = Feed(core, queue, name=name, prefetch=prefetch, on_ending=on_ending)
+        self._loop = asyncio.get_running_loop()
+        self._renewed = self._loop.time()
+        self._started = False
+
+    @property
+    def refused(self) -> int:
+        """See `Unsealer.refused`."""
+        return self._unsealer.refused
+
+    def start(self) -> None:
+        """Begin to consume. Idempotent."""
+        if not self._started:
+            self._started = True
+            self._feed.start()
+
+    async def take(self, most: int) -> list[Arrival]:
+        """Up to so many batches of those that have come, opened; none: `wait` for some.
+
+        Raises why nothing more will come, or a `ReceiverFault`; the batch stays here then.
+        """
+        self.start()
+        # Before anything else: what happens from here on ends the next `wait`.
+        self._feed.arrived.clear()
+        # A loop whose body never waits would otherwise keep the event loop from its work.
+        await asyncio.sleep(0)
+        if self._loop.time() - self._renewed > limits.ACK_RENEWAL:
+            self.renew()
+        if self._feed.failure is not None:
+            raise self._feed.failure
+        taken: list[BrokerDelivery] = []
+        arrivals: list[Arrival] = []
+        try:
+            while len(arrivals) < most and (delivery := self._feed.take()) is not None:
+                taken.append(delivery)
+                arrival = await self._unsealer.open(delivery, self._queue)
+                if arrival is not None:
+                    arrivals.append(arrival)
+        except BaseException:
+            self._feed.put_back(taken)
+            raise
+        return arrivals
+
+    async def wait(self, due: float | None, left: float | None) -> None:
+        """Until something has come since `take`, for `due` seconds at most.
+
+        Raises `WaitTimeout` when nothing has come after `left` seconds.
+        """
+        limit = min((each for each in (due, left) if each is not None), default=None)
+        try:
+            async with asyncio.timeout(limit):
+                await self._feed.arrived.wait()
+        except TimeoutError:
+            if limit == left:
+                raise WaitTimeout(
+                    f"no message came in queue {self._queue!r} in time: "
+                    + self._core.line.describe()
+                ) from None
+
+    def renew(self) -> None:
+        """See `Receiver.renew`."""
+        self._renewed = self._loop.time()
+        self._feed.renew()
+
+    def fail(self, error: Exception) -> None:
+        """Let `take` raise this."""
+        self._feed.fail(error)
+
+    def stop(self) -> None:
+        """Want nothing more."""
+        self.stopping = True
+        self._feed.arrived.set()
+
+    async def close(self) -> None:
+        """Give back what isn't settled."""
+        self.stop()
+        if self._started:
+            await self._feed.stop(self._core.patience.close)

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from ciphermq.engines.embedded.clock import SteadyClock
+from ciphermq.engines.embedded.confirms import Confirms
+from ciphermq.engines.embedded.fingerprint import Fingerprints, new_key
+from ciphermq.engines.embedded.payloads import pack_place, segment_of, unpack_place
+from ciphermq.errors import NoSpace, Unavailable
+from ciphermq.journal import Location
+
+
+def test_the_clock_is_the_time_of_day_and_never_falls() -> None:
+    clock = SteadyClock()
+    assert abs(clock() - time.time() * 1000) < 5000
+    readings = [clock() for _ in range(1000)]
+    assert readings == sorted(readings)
+
+
+def test_fingerprints_tell_bytes_apart_whatever_holds_them() -> None:
+    key = new_key()
+    of = Fingerprints(key).of
+    data = bytes(range(256)) * 40
+    assert len(of(data)) == 16
+    assert of(data) == of(bytearray(data)) == of(memoryview(data)) == Fingerprints(key).of(data)
+    assert of(data) != Fingerprints(new_key()).of(data)
+    others = {
+        of(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]) for at in range(0, len(data), 97)
+    }
+    others |= {of(data[:-1]), of(data + b"\0"), of(b"\0" + data), of(b"")}
+    assert of(data) not in others
+    assert len(others) == len(range(0, len(data), 97)) + 4
+
+
+def test_a_place_holds_a_location() -> None:
+    for location in (
+        Location(1, 4096, 10, 0),
+        Location(1 << 40, (1 << 30) - 1, 1 << 20, 0xFFFFFFFF),
+    ):
+        place = pack_place(location)
+        assert unpack_place(place, location.length) == location
+        assert segment_of(place) == location.segment
+    assert segment_of(0) == 0
+
+
+async def test_confirms_come_in_order_a_group_at_a_time() -> None:
+    confirms, loop = Confirms(), asyncio.get_running_loop()
+    told: list[int] = []
+    waiting = [
+        confirms.wait(loop, lsn, result=lsn, tell=lambda lsn=lsn: told.append(lsn))
+        for lsn in (1, 2, 3)
+    ]
+    assert not any(each.done() for each in waiting)
+    confirms.group_durable(2)
+    confirms.answer()
+    assert [each.done() for each in waiting] == [True, True, False]
+    assert told == [1, 2]
+    assert confirms.wait(loop, 2).done()
+    confirms.group_durable(3)
+    confirms.answer()
+    assert await waiting[2] == 3
+    assert len(confirms) == 0
+
+
+async def test_a_refusal_reaches_those_it_is_meant_for_and_holds_up_nobody() -> None:
+    confirms, loop = Confirms(), asyncio.get_running_loop()
+    batch = confirms.wait(loop, 1, seq=1)
+    ack = confirms.wait(loop, 2)
+    last = confirms.wait(loop, 3, seq=3)
+    repeat = confirms.wait(loop, 1, seq=1)  # comes after record 3 was appended
+    nothing = confirms.wait(loop, 3)
+    confirms.group_refused([1, 3], lambda: NoSpace("full"))
+    confirms.answer()
+    for refused in (batch, repeat, last):
+        with pytest.raises(NoSpace):
+            await refused
+    assert not ack.done()
+    confirms.group_durable(2)
+    confirms.answer()
+    assert ack.done()
+    assert nothing.done()  # record 3 will never be durable: there is nothing to wait for
+    assert confirms.durable == 3
+
+
+async def test_a_group_refused_whole_holds_up_nobody_either() -> None:
+    confirms, loop = Confirms(), asyncio.get_running_loop()
+    refused = [confirms.wait(loop, lsn, seq=lsn) for lsn in (1, 2)]
+    nothing = confirms.wait(loop, 2)
+    confirms.group_refused([1, 2], lambda: NoSpace("full"))
+    confirms.answer()
+    assert nothing.done()
+    for each in refused:
+        assert isinstance(each.exception(), NoSpace)
+
+
+async def test_a_failure_reaches_all() -> None:
+    confirms, loop = Confirms(), asyncio.get_running_loop()
+    waiting = [confirms.wait(loop, lsn) for lsn in (1, 2)]
+    waiting[0].cancel()
+    confirms.fail(lambda: Unavailable("broken"))
+    with pytest.raises(Unavailable):
+        await waiting[1]
+    assert waiting[0].cancelled()
+
+
+async def test_who_stopped_waiting_is_passed_over() -> None:
+    confirms, loop = Confirms(), asyncio.get_running_loop()
+    gone, stays = confirms.wait(loop, 1), confirms.wait(loop, 1)
+    gone.cancel()
+    confirms.group_durable(1)
+    confirms.answer()
+    assert stays.done()
