@@ -10,9 +10,10 @@ from typing import Protocol
 
 import pytest
 
-from ciphermq.catalog import Catalog, Publication
+from ciphermq.catalog import Catalog, OnexPublication, Publication
 from ciphermq.errors import CatalogError, KeyRecordRolledBack
 from ciphermq.model.ids import new_batch_id
+from ciphermq.model.onex import internal_id
 
 NOW_MS = 1_800_000_000_000
 DAY_MS = 86_400_000
@@ -32,6 +33,10 @@ class Opener(Protocol):
 
 def publication(batch_id: bytes, client: str = "sender", at_ms: int = NOW_MS) -> Publication:
     return Publication(batch_id, client, "news", "a.b", 10, 2048, at_ms)
+
+
+def message(message_id: str, client: str = "sender", at_ms: int = NOW_MS) -> OnexPublication:
+    return OnexPublication(message_id, client, "news", "a.b", at_ms)
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -194,12 +199,108 @@ class CatalogConformance:
             assert await catalog.trace(fresh) is not None
             assert catalog.stats()["metadata_rows_pruned"] == 1
 
+    # --- 1.x ------------------------------------------------------------------------------------
+
+    async def test_a_1x_key_is_kept_and_found(self, open_catalog: Opener) -> None:
+        async with open_catalog() as catalog:
+            assert await catalog.get_onex_key("a") is None
+            await catalog.put_onex_key("a", bytes(range(32)))
+            await catalog.put_onex_key("b", b"b" * 32)
+            await catalog.put_key("a", 1, b"a record beside it")
+            assert await catalog.get_onex_key("a") == bytes(range(32))
+        async with open_catalog() as catalog:
+            assert await catalog.get_onex_key("a") == bytes(range(32))
+            assert await catalog.get_onex_key("b") == b"b" * 32
+            assert await catalog.get_key("a") == b"a record beside it"
+            assert [entry.client for entry in await catalog.keys()] == ["a"]
+
+    async def test_a_1x_key_takes_the_place_of_the_one_before(self, open_catalog: Opener) -> None:
+        async with open_catalog() as catalog:
+            await catalog.put_onex_key("a", b"1" * 32)
+            await catalog.put_onex_key("a", b"2" * 32)
+            await catalog.put_onex_key("a", b"1" * 32)
+            assert await catalog.get_onex_key("a") == b"1" * 32
+
+    @pytest.mark.parametrize(
+        "message_id", ["sender_1-1a2b-r", "Grüße/№", "back\\slash\\x41", "😀'\""]
+    )
+    async def test_a_1x_message_is_traced_from_end_to_end(
+        self, open_catalog: Opener, message_id: str
+    ) -> None:
+        name = internal_id(message_id)
+        async with open_catalog() as catalog:
+            assert await catalog.trace_message(message_id) is None
+            catalog.note_message(message(message_id))
+            catalog.note_event("published", name, 1, NOW_MS)
+            expected = {
+                "message_id": message_id,
+                "client": "sender",
+                "exchange": "news",
+                "routing_key": "a.b",
+                "sent_time": "2027-01-15T08:00:00.000+00:00",
+                "delivered_time": None,
+                "acknowledged_time": None,
+            }
+            assert await catalog.trace_message(message_id) == expected
+            catalog.note_event("delivered", name, 1, NOW_MS + 5)
+            catalog.note_event("delivered", name, 1, NOW_MS + 50)
+            expected["delivered_time"] = "2027-01-15T08:00:00.005+00:00"
+            assert await catalog.trace_message(message_id) == expected
+        async with open_catalog() as catalog:
+            catalog.note_event("delivered", name, 1, NOW_MS + 500)
+            catalog.note_event("acked", name, 1, NOW_MS + 60)
+            catalog.note_event("dead", name, 1, NOW_MS + 70)
+            expected["acknowledged_time"] = "2027-01-15T08:00:00.060+00:00"
+            assert await catalog.trace_message(message_id) == expected
+            assert await catalog.trace(name) is None
+
+    async def test_a_delivery_may_be_noted_before_the_message(self, open_catalog: Opener) -> None:
+        async with open_catalog() as catalog:
+            catalog.note_event("delivered", internal_id("a"), 1, NOW_MS + 5)
+            assert await catalog.trace_message("a") is None
+            catalog.note_message(message("a"))
+            found = await catalog.trace_message("a")
+        assert found is not None
+        assert found["delivered_time"] == "2027-01-15T08:00:00.005+00:00"
+
+    @pytest.mark.parametrize("apart", [False, True])
+    async def test_the_first_to_use_a_message_id_stands(
+        self, open_catalog: Opener, apart: bool
+    ) -> None:
+        async with open_catalog() as catalog:
+            catalog.note_message(message("a", "first"))
+            if apart:
+                await catalog.trace_message("a")
+            catalog.note_message(message("a", "second"))
+            found = await catalog.trace_message("a")
+        assert found is not None
+        assert found["client"] == "first"
+
+    async def test_many_1x_messages_at_once(self, open_catalog: Opener) -> None:
+        names = [f"m-{number}" for number in range(900)]
+        async with open_catalog() as catalog:
+            for name in names:
+                catalog.note_message(message(name))
+            for name in names[::2]:
+                catalog.note_event("delivered", internal_id(name), 1, NOW_MS)
+            for name in names[::3]:
+                catalog.note_event("acked", internal_id(name), 1, NOW_MS)
+            for number in (0, 1, 2, 3, 898, 899):
+                found = await catalog.trace_message(names[number])
+                assert found is not None
+                assert (found["delivered_time"] is not None) == (number % 2 == 0)
+                assert (found["acknowledged_time"] is not None) == (number % 3 == 0)
+            assert catalog.stats()["metadata_rows_waiting"] == 0
+            assert catalog.stats()["metadata_rows_written"] == 900
+
     async def test_no_metadata_where_none_is_wanted(self, open_catalog: Opener) -> None:
         batch_id = new_batch_id(NOW_MS)
         async with open_catalog(metadata_days=0) as catalog:
             catalog.note_published(publication(batch_id))
             catalog.note_event("acked", batch_id, 10, NOW_MS)
+            catalog.note_message(message("a"))
             assert await catalog.trace(batch_id) is None
+            assert await catalog.trace_message("a") is None
 
     async def test_a_closed_catalog_says_so(self, open_catalog: Opener) -> None:
         async with open_catalog() as catalog:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from ciphermq.catalog.at_rest import AtRestKey
-from ciphermq.catalog.face import Catalog, KeyEntry, Publication
+from ciphermq.catalog.face import Catalog, KeyEntry, OnexPublication, Publication
+from ciphermq.catalog.onex import OnexAtRestKey
 from ciphermq.catalog.sqlite import SqliteCatalog
 
-__all__ = ["AtRestKey", "Catalog", "KeyEntry", "Publication", "SqliteCatalog"]
+__all__ = [
+    "AtRestKey",
+    "Catalog",
+    "KeyEntry",
+    "OnexAtRestKey",
+    "OnexPublication",
+    "Publication",
+    "SqliteCatalog",
+]

@@ -1,8 +1,9 @@
-"""Encryption of key records at rest, and the key file it takes.
+"""Encryption of keys at rest, and the key file it takes.
 
 AES-256-GCM with a random nonce a record. The associated data bind the ciphertext to its row::
 
-    "CipherMQ/2 at rest" ‖ 0 ‖ u16 length ‖ client id ‖ u64 version
+    "CipherMQ/2 at rest" ‖ 0 ‖ u16 length ‖ client id ‖ u64 version       a key record
+    "CipherMQ/2 at rest 1.x" ‖ 0 ‖ u16 length ‖ client id                 a 1.x client's key
 
 so whoever can write the database, but has not the key, can neither read a record nor move one
 under another client's name or version. A stolen disk without the key file shows none.
@@ -25,6 +26,7 @@ from ciphermq.custody import disk
 from ciphermq.errors import CatalogError, IdentityError
 
 _LABEL: Final = b"CipherMQ/2 at rest\0"
+_ONEX_LABEL: Final = b"CipherMQ/2 at rest 1.x\0"
 _CHECK_LABEL: Final = b"CipherMQ/2 at rest check\0"
 _NONCE_SIZE: Final = 12
 _KEY_SIZE: Final = 32
@@ -71,15 +73,27 @@ class AtRestKey:
 
     def seal(self, client: str, version: int, record: bytes) -> bytes:
         """``nonce ‖ ciphertext ‖ tag`` of `record`."""
-        nonce = secrets.token_bytes(_NONCE_SIZE)
-        return nonce + self._cipher.encrypt(nonce, record, _associated(client, version))
+        return self._seal(record, _associated(client, version))
 
     def open(self, client: str, version: int, sealed: bytes) -> bytes:
         """The reverse of `seal`; `CatalogError` when it was changed, moved or of another key."""
+        return self._open(client, sealed, _associated(client, version))
+
+    def seal_onex(self, client: str, public_key: bytes) -> bytes:
+        """As `seal`, of a 1.x client's public key."""
+        return self._seal(public_key, _ONEX_LABEL + _named(client))
+
+    def open_onex(self, client: str, sealed: bytes) -> bytes:
+        """The reverse of `seal_onex`, as `open`."""
+        return self._open(client, sealed, _ONEX_LABEL + _named(client))
+
+    def _seal(self, data: bytes, associated: bytes) -> bytes:
+        nonce = secrets.token_bytes(_NONCE_SIZE)
+        return nonce + self._cipher.encrypt(nonce, data, associated)
+
+    def _open(self, client: str, sealed: bytes, associated: bytes) -> bytes:
         try:
-            return self._cipher.decrypt(
-                sealed[:_NONCE_SIZE], sealed[_NONCE_SIZE:], _associated(client, version)
-            )
+            return self._cipher.decrypt(sealed[:_NONCE_SIZE], sealed[_NONCE_SIZE:], associated)
         except (InvalidTag, ValueError):
             raise CatalogError(
                 f"the stored key record of {client!r} does not open: the catalog was changed by "
@@ -101,5 +115,9 @@ class AtRestKey:
 
 
 def _associated(client: str, version: int) -> bytes:
+    return _LABEL + _named(client) + struct.pack(">Q", version)
+
+
+def _named(client: str) -> bytes:
     name = client.encode()
-    return _LABEL + struct.pack(">H", len(name)) + name + struct.pack(">Q", version)
+    return struct.pack(">H", len(name)) + name

@@ -20,6 +20,17 @@ class Publication(msgspec.Struct, frozen=True):
     published_ms: int
 
 
+class OnexPublication(msgspec.Struct, frozen=True):
+    """What is known of a 1.x message when it is published."""
+
+    message_id: str
+    """As its sender chose it; `ciphermq.model.onex.internal_id` is what events name."""
+    client: str
+    exchange: str
+    routing_key: str
+    published_ms: int
+
+
 class KeyEntry(msgspec.Struct, frozen=True):
     """One stored key record, by name only."""
 
@@ -29,9 +40,10 @@ class KeyEntry(msgspec.Struct, frozen=True):
 
 
 class Catalog(Protocol):
-    """Key records, durable once `put_key` returns; metadata, written behind and bounded.
+    """Keys, durable once `put_key` returns; metadata, written behind and bounded.
 
-    Called from the event loop's thread. No method blocks it.
+    A row a batch, and for 1.x a row a message. Called from the event loop's thread. No method
+    blocks it.
     """
 
     async def start(self) -> None:
@@ -53,12 +65,23 @@ class Catalog(Protocol):
     async def keys(self) -> list[KeyEntry]:
         """All stored records, by client id."""
 
+    async def put_onex_key(self, client: str, public_key: bytes) -> None:
+        """Keep a 1.x client's public key, durably and encrypted, in place of any before it.
+
+        Nobody vouches for such a key, so there is no version to compare."""
+
+    async def get_onex_key(self, client: str) -> bytes | None:
+        """A 1.x client's public key, or None; `CatalogError` when it does not open."""
+
     def note_published(self, publication: Publication) -> None:
         """A batch was stored. Never blocks; dropped and counted when too much waits."""
 
+    def note_message(self, publication: OnexPublication) -> None:
+        """A 1.x message was stored; otherwise as `note_published`."""
+
     def note_event(self, event: str, batch_id: bytes, messages: int, at_ms: int) -> None:
-        """An engine's event (``published``, ``delivered``, ``acked``, ``dead``) of a batch;
-        the signature of `Engine.on_event`'s callback. Never blocks."""
+        """An engine's event (``published``, ``delivered``, ``acked``, ``dead``) of a batch or of a
+        1.x message; the signature of `Engine.on_event`'s callback. Never blocks."""
 
     async def trace(self, batch_id: bytes) -> dict[str, Any] | None:
         """All that is known of a batch, what still waits to be written included; or None.
@@ -69,6 +92,13 @@ class Catalog(Protocol):
         happened); ``conflicts``: above 0 when other clients
         published under this id too, which only a liar does.
         """
+
+    async def trace_message(self, message_id: str) -> dict[str, str | None] | None:
+        """All that is known of a 1.x message, what still waits to be written included; or None.
+
+        ``message_id``, ``client``, ``exchange``, ``routing_key``, ``sent_time`` (when it was
+        published), ``delivered_time`` (first) and ``acknowledged_time`` (last), times in RFC 3339
+        and None for what has not happened. Of two clients that used one id the first stands."""
 
     def stats(self) -> dict[str, int | float | str]:
         """Counters for the status, flat."""

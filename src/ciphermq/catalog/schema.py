@@ -43,6 +43,26 @@ _STEPS: Final = (
     );
     CREATE INDEX batches_by_age ON batches (noted_ms);
     """,
+    # 2: keys and messages of 1.x
+    """
+    CREATE TABLE onex_keys (
+        client TEXT PRIMARY KEY,
+        sealed BLOB NOT NULL,
+        stored_ms INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE messages (
+        internal_id BLOB PRIMARY KEY,
+        message_id TEXT,
+        client TEXT,
+        exchange TEXT,
+        routing_key TEXT,
+        sent_ms INTEGER,
+        delivered_ms INTEGER,
+        acked_ms INTEGER,
+        noted_ms INTEGER NOT NULL
+    );
+    CREATE INDEX messages_by_age ON messages (noted_ms);
+    """,
 )
 VERSION: Final = len(_STEPS)
 
@@ -76,12 +96,37 @@ MERGE_ROW: Final = f"""
         noted_ms = MAX(noted_ms, excluded.noted_ms)
 """  # noqa: S608  (only our own column count is put in)
 
+MERGE_MESSAGE: Final = """
+    INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (internal_id) DO UPDATE SET
+        message_id = COALESCE(message_id, excluded.message_id),
+        client = COALESCE(client, excluded.client),
+        exchange = COALESCE(exchange, excluded.exchange),
+        routing_key = COALESCE(routing_key, excluded.routing_key),
+        sent_ms = COALESCE(sent_ms, excluded.sent_ms),
+        delivered_ms = COALESCE(delivered_ms, excluded.delivered_ms),
+        acked_ms = COALESCE(excluded.acked_ms, acked_ms),
+        noted_ms = MAX(noted_ms, excluded.noted_ms)
+"""
+
 TRACE: Final = f"SELECT {', '.join(TRACE_COLUMNS)} FROM batches WHERE batch_id = ?"  # noqa: S608
 
-PRUNE: Final = """
-    DELETE FROM batches WHERE rowid IN (
-        SELECT rowid FROM batches WHERE noted_ms < ? ORDER BY noted_ms LIMIT ?)
-"""
+MESSAGE_COLUMNS: Final = (
+    "message_id", "client", "exchange", "routing_key", "sent_ms", "delivered_ms", "acked_ms",
+)  # fmt: skip
+
+TRACE_MESSAGE: Final = f"""
+    SELECT {", ".join(MESSAGE_COLUMNS)} FROM messages
+    WHERE internal_id = ? AND message_id IS NOT NULL
+"""  # noqa: S608
+
+PRUNE: Final = tuple(
+    f"""
+    DELETE FROM {table} WHERE rowid IN (
+        SELECT rowid FROM {table} WHERE noted_ms < ? ORDER BY noted_ms LIMIT ?)
+    """  # noqa: S608
+    for table in ("batches", "messages")
+)
 
 
 def migrate(connection: sqlite3.Connection) -> None:

@@ -24,9 +24,11 @@ import msgspec
 from ciphermq import limits
 from ciphermq.catalog import schema
 from ciphermq.catalog.at_rest import AtRestKey
-from ciphermq.catalog.face import KeyEntry, Publication
+from ciphermq.catalog.face import KeyEntry, OnexPublication, Publication
+from ciphermq.catalog.onex import timestamp
 from ciphermq.catalog.pending import PendingMetadata
 from ciphermq.errors import CatalogError, KeyRecordRolledBack
+from ciphermq.model.onex import internal_id
 from ciphermq.telemetry import Counters, get_logger
 
 T = TypeVar("T")
@@ -109,17 +111,27 @@ class SqliteCatalog:
         rows = await self._call(lambda connection: connection.execute(query).fetchall())
         return [KeyEntry(*row) for row in rows]
 
+    async def put_onex_key(self, client: str, public_key: bytes) -> None:
+        """Keep as the 1.x client's only one; durable when this returns."""
+        row = (client, self._key.seal_onex(client, public_key), self._now_ms())
+
+        def put(connection: sqlite3.Connection) -> None:
+            with _synced(connection), _transaction(connection):
+                connection.execute("INSERT OR REPLACE INTO onex_keys VALUES (?, ?, ?)", row)
+
+        await self._call(put)
+
+    async def get_onex_key(self, client: str) -> bytes | None:
+        """The 1.x client's key."""
+        query = "SELECT sealed FROM onex_keys WHERE client = ?"
+        found = await self._call(lambda connection: connection.execute(query, (client,)).fetchone())
+        return None if found is None else self._key.open_onex(client, found[0])
+
     def _put_key(
         self, connection: sqlite3.Connection, client: str, version: int, record: bytes
     ) -> None:
-        # A key that was confirmed and then lost to a power cut would let a sender's highest
-        # version run ahead of what the server can serve.
-        connection.execute("PRAGMA synchronous = FULL")
-        try:
-            with _transaction(connection):
-                self._replace_key(connection, client, version, record)
-        finally:
-            connection.execute("PRAGMA synchronous = NORMAL")
+        with _synced(connection), _transaction(connection):
+            self._replace_key(connection, client, version, record)
 
     def _replace_key(
         self, connection: sqlite3.Connection, client: str, version: int, record: bytes
@@ -145,6 +157,11 @@ class SqliteCatalog:
         if self._retention_ms:
             self._pending.publish(publication)
 
+    def note_message(self, publication: OnexPublication) -> None:
+        """Remember who published which 1.x message."""
+        if self._retention_ms:
+            self._pending.publish_message(publication)
+
     def note_event(self, event: str, batch_id: bytes, messages: int, at_ms: int) -> None:
         """Remember what became of a batch."""
         if self._retention_ms:
@@ -152,13 +169,30 @@ class SqliteCatalog:
 
     async def trace(self, batch_id: bytes) -> dict[str, Any] | None:
         """What is known of a batch."""
+        row = await self._look(schema.TRACE, batch_id)
+        return None if row is None else dict(zip(schema.TRACE_COLUMNS, row, strict=True))
+
+    async def trace_message(self, message_id: str) -> dict[str, str | None] | None:
+        """What is known of a 1.x message."""
+        row = await self._look(schema.TRACE_MESSAGE, internal_id(message_id))
+        if row is None:
+            return None
+        *names, sent_ms, delivered_ms, acked_ms = row
+        return {
+            **dict(zip(schema.MESSAGE_COLUMNS[:4], names, strict=True)),
+            "sent_time": timestamp(sent_ms),
+            "delivered_time": timestamp(delivered_ms),
+            "acknowledged_time": timestamp(acked_ms),
+        }
+
+    async def _look(self, query: str, name: bytes) -> Any:
+        """The row of that name, with all that has been noted of it."""
 
         def look(connection: sqlite3.Connection) -> Any:
             self._flush(connection)
-            return connection.execute(schema.TRACE, (batch_id,)).fetchone()
+            return connection.execute(query, (name,)).fetchone()
 
-        row = await self._call(look)
-        return None if row is None else dict(zip(schema.TRACE_COLUMNS, row, strict=True))
+        return await self._call(look)
 
     def stats(self) -> dict[str, int | float | str]:
         """Counters; ``metadata_rows_dropped`` is what the bound on memory cost."""
@@ -255,31 +289,37 @@ class SqliteCatalog:
             self._jobs.popleft()(connection)
 
     def _flush(self, connection: sqlite3.Connection) -> None:
-        rows = self._pending.take()
-        if not rows:
+        news = self._pending.take()
+        if not news.rows:
             return
+        astuple = msgspec.structs.astuple
         try:
             with _transaction(connection):
-                connection.executemany(schema.MERGE_ROW, map(msgspec.structs.astuple, rows))
+                connection.executemany(schema.MERGE_ROW, map(astuple, news.batches))
+                connection.executemany(schema.MERGE_MESSAGE, map(astuple, news.messages))
         except sqlite3.Error as error:
-            self._counters.add("metadata_rows_failed", len(rows))
+            self._counters.add("metadata_rows_failed", news.rows)
             if not self._failing:
                 _log.error("metadata can't be written; messages are not concerned", why=str(error))
             self._failing = True
         else:
-            self._counters.add("metadata_rows_written", len(rows))
+            self._counters.add("metadata_rows_written", news.rows)
             self._failing = False
+        finally:
+            self._pending.done(news.rows)
 
     def _prune(self, connection: sqlite3.Connection) -> bool:
         """Delete some of what is past its age; whether there may be more."""
         before = self._now_ms() - self._retention_ms
         try:
-            pruned = connection.execute(schema.PRUNE, (before, _PRUNE_ROWS)).rowcount
+            pruned = [
+                connection.execute(prune, (before, _PRUNE_ROWS)).rowcount for prune in schema.PRUNE
+            ]
         except sqlite3.Error as error:
             _log.warning("old metadata can't be pruned", why=str(error))
             return False
-        self._counters.add("metadata_rows_pruned", pruned)
-        return pruned == _PRUNE_ROWS
+        self._counters.add("metadata_rows_pruned", sum(pruned))
+        return _PRUNE_ROWS in pruned
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
@@ -295,6 +335,17 @@ def _stored(connection: sqlite3.Connection, client: str) -> tuple[int, bytes] | 
     query = "SELECT version, sealed FROM keys WHERE client = ?"
     row: tuple[int, bytes] | None = connection.execute(query, (client,)).fetchone()
     return row
+
+
+@contextlib.contextmanager
+def _synced(connection: sqlite3.Connection) -> Iterator[None]:
+    """What is committed within is on the disk. A key that was confirmed and then lost to a power
+    cut would let a sender's highest version run ahead of what the server can serve."""
+    connection.execute("PRAGMA synchronous = FULL")
+    try:
+        yield
+    finally:
+        connection.execute("PRAGMA synchronous = NORMAL")
 
 
 @contextlib.contextmanager
