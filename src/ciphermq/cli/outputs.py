@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ciphermq import limits
-from ciphermq.errors import StoreError
+from ciphermq.errors import AlreadyDone, StoreError
 
 if TYPE_CHECKING:
     from ciphermq.cli.rendering import Renderer
@@ -103,20 +103,25 @@ class KeptFile:
             raise
 
     def write(self, batches: Sequence[Batch]) -> None:
-        """Returns once bytes and memory of them are both on the disk."""
-        length = self._length
+        """Returns once bytes and memory of them are both on the disk.
+
+        What another receiver that shares the Inbox has done meanwhile is left out.
+        """
+        end = length = self._length
         try:
             with self._inbox.transaction(*batches) as database:
                 data = b"".join(map(self._render, batches))
+                end += len(data)
                 self._file.write(data, length)
                 database.execute(
-                    "UPDATE ciphermq_files SET length = ? WHERE path = ?",
-                    (length + len(data), self._key),
+                    "UPDATE ciphermq_files SET length = ? WHERE path = ?", (end, self._key)
                 )
+        except AlreadyDone:
+            return
         except BaseException:
             self._file.cut(length)
             raise
-        self._length = length + len(data)
+        self._length = end
 
     def close(self) -> None:
         """Close the file; the Inbox is its owner's."""

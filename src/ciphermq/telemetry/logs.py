@@ -88,6 +88,7 @@ class _BoundedQueueHandler(QueueHandler):
     def __init__(self, target: Queue[logging.LogRecord]) -> None:
         super().__init__(target)
         self.dropped = 0
+        self._admitted = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         # The traceback is made text here: held as an object it would keep every frame's locals,
@@ -98,10 +99,28 @@ class _BoundedQueueHandler(QueueHandler):
         return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
+        if self._offer(record):
+            self.admit()
+        else:
+            self.dropped += 1
+
+    def admit(self) -> None:
+        """Say in the log how many lines there was no room for, once there is room again."""
+        missing = self.dropped - self._admitted
+        if not missing:
+            return
+        text = f"{missing} log lines were dropped: the log's disk or terminal was too slow"
+        name = f"{ROOT}.telemetry"
+        line = logging.LogRecord(name, logging.WARNING, __file__, 0, text, None, None)
+        if self._offer(line):
+            self._admitted += missing
+
+    def _offer(self, record: logging.LogRecord) -> bool:
         try:
             self.queue.put_nowait(record)
         except Full:
-            self.dropped += 1
+            return False
+        return True
 
 
 class _QuietRotatingFile(RotatingFileHandler):
@@ -122,7 +141,6 @@ class Logging:
         self._listener = QueueListener(self._front.queue, *handlers, respect_handler_level=True)
         self._root = logging.getLogger(ROOT)
         self._former = (self._root.level, self._root.propagate)
-        self._reported = 0
         self._root.setLevel(level)
         self._root.propagate = False
         self._root.addHandler(self._front)
@@ -146,10 +164,7 @@ class Logging:
         """Write what waits, close the files, leave the loggers as they were. May be repeated."""
         if self._front not in self._root.handlers:
             return
-        if self.dropped:
-            logging.getLogger(f"{ROOT}.telemetry").warning(
-                "%d log lines were dropped: the log's disk or terminal was too slow", self.dropped
-            )
+        self._front.admit()
         self._root.removeHandler(self._front)
         self._listener.stop()
         for handler in self._handlers:
