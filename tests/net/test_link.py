@@ -275,6 +275,35 @@ async def test_a_peer_that_stops_reading(stranger) -> None:
     assert "took none of the" in str(error)
 
 
+async def test_a_peer_that_takes_nothing_is_not_read_until_it_does(start) -> None:
+    server = start(options=LinkOptions(write_high_water=100_000, most_untaken=500_000))
+    client = await server.dial()
+    end = await server.next()
+    await end.until(lambda end: end.frames)
+    assert client.link is not None
+    client.link.pause_reading()
+    request = 0
+    while not end.link.behind:
+        request += 1
+        end.link.send(Ok(request=request, result=bytes(50_000)))
+        await asyncio.sleep(0)
+    client.link.send(Ping(request=7))
+    client.link.send(Credit(consumer=1, messages=1))
+    await end.until(lambda end: len(end.frames) == 2)
+    for messages in range(2, 5):
+        client.link.send(Credit(consumer=1, messages=messages))
+    await asyncio.sleep(0.1)
+    assert len(end.frames) == 2
+    # Whoever held it back for a reason of his own does not undo this one.
+    end.link.pause_reading()
+    end.link.resume_reading()
+    await asyncio.sleep(0.1)
+    assert len(end.frames) == 2
+    client.link.resume_reading()
+    await end.until(lambda end: len(end.frames) == 5)
+    await client.until(lambda end: Ok(request=7) in end.frames)
+
+
 async def test_writable_turns_true_again(server) -> None:
     client = await server.dial(options=LinkOptions(write_high_water=100_000))
     end = await server.next()
