@@ -137,7 +137,7 @@ def test_dead_letters_are_listed_and_put_back(tmp_path: Path, capsys: Capture) -
 def test_status(broker: Broker, capsys: Capture) -> None:
     status, parts = run_json(capsys, "status")
     assert status == 0
-    assert list(parts) == ["server", "engine", "journal", "catalog"]
+    assert list(parts) == ["server", "engine", "journal", "catalog", "log"]
     assert parts["engine"]["queues"] == 1
     rows = printed(capsys, "status")
     assert rows[0] == ["server"]

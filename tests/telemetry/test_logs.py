@@ -157,9 +157,9 @@ def test_a_stalled_log_costs_lines_and_no_time(
     for number in range(100):
         get_logger("room").info("a line", number=number)  # would hang here if it waited
     assert running.dropped >= 88
-    assert running.stats()["log_lines_dropped"] == running.dropped
+    assert running.stats()["lines_dropped"] == running.dropped
     let_go.set()
-    while running.stats()["log_lines_waiting"]:
+    while running.stats()["lines_waiting"]:
         threading.Event().wait(0.01)
     if admitted_by == "the next line":
         get_logger("room").info("it flows again")
@@ -173,10 +173,10 @@ def test_a_file_that_takes_no_more_is_counted(
     (tmp_path / "info.log").symlink_to("/dev/full")
     running = start_logging(section(tmp_path))
     get_logger("room").info("a line")
-    while running.stats()["log_lines_waiting"]:
+    while running.stats()["lines_waiting"]:
         threading.Event().wait(0.01)
     running._listener.stop()
-    assert running.stats()["log_write_failures"] >= 1
+    assert running.stats()["write_failures"] >= 1
     running._listener.start()
     for handler in running._handlers:
         handler.stream = io.StringIO()  # type: ignore[attr-defined]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ciphermq import limits
+from ciphermq.custody import disk
 from ciphermq.errors import AlreadyDone, StoreError
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from ciphermq.client.inbox import Inbox
     from ciphermq.client.messages import Batch
 
-_MODE: Final = 0o600  # what was sealed on the way is not for everybody here
 _CREATE: Final = (
     "CREATE TABLE IF NOT EXISTS ciphermq_files (path TEXT PRIMARY KEY, length INTEGER NOT NULL)"
 )
@@ -154,7 +154,8 @@ class _LockedFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         new = not path.exists()
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
+        # What was sealed on the way is not for everybody here.
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, disk.PRIVATE)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -164,7 +165,7 @@ class _LockedFile:
                 "receive into another file"
             ) from None
         if new:
-            _sync_directory(path.absolute().parent)
+            disk.sync_directory(path.absolute().parent)
 
     @property
     def size(self) -> int:
@@ -189,11 +190,3 @@ class _LockedFile:
 
     def close(self) -> None:
         os.close(self._fd)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

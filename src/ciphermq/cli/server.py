@@ -44,7 +44,7 @@ def server(
     settings = load_server_settings(path)
     logs = start_logging(settings.logging)
     try:
-        run(serve(settings, as_json=as_json))
+        run(serve(settings, logs, as_json=as_json))
     except CipherMQError as error:
         get_logger("server").error("the server ends", reason=str(error))
         raise

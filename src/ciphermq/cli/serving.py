@@ -19,15 +19,16 @@ from ciphermq.pki import dates
 from ciphermq.server import trust
 from ciphermq.server.server import Server
 from ciphermq.settings import ServerSettings
+from ciphermq.telemetry.logs import Logging
 
 
-async def serve(settings: ServerSettings, *, as_json: bool) -> None:
+async def serve(settings: ServerSettings, logs: Logging, *, as_json: bool) -> None:
     """A broker from start to end. Raises why it can't start, or can't go on."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _asked_to_stop, stop)
-    broker = assemble(settings)
+    broker = assemble(settings, logs)
 
     def ready(where: HostPort) -> None:
         _say_ready(where, as_json=as_json)
@@ -35,7 +36,7 @@ async def serve(settings: ServerSettings, *, as_json: bool) -> None:
     await broker.run(ready=ready, stop=stop)
 
 
-def assemble(settings: ServerSettings) -> Server:
+def assemble(settings: ServerSettings, logs: Logging) -> Server:
     """A server with the embedded engine and the SQLite catalog, as configured; not started.
 
     Raises what is wrong with its files, before anything is opened for writing.
@@ -54,7 +55,7 @@ def assemble(settings: ServerSettings) -> Server:
         max_dedup_entries=delivery.max_dedup_entries,
     )
     engine = EmbeddedEngine(storage.journal_directory, options=EmbeddedOptions(broker=broker))
-    return Server(settings, engine, catalog)
+    return Server(settings, engine, catalog, log_stats=logs.stats)
 
 
 def _check_dates(settings: ServerSettings) -> None:

@@ -155,9 +155,9 @@ class Logging:
         """For the status: lines dropped, lines a file could not take, lines waiting."""
         files = [handler for handler in self._handlers if isinstance(handler, _QuietRotatingFile)]
         return {
-            "log_lines_dropped": self.dropped,
-            "log_write_failures": sum(handler.failures for handler in files),
-            "log_lines_waiting": self._front.queue.qsize(),
+            "lines_dropped": self.dropped,
+            "write_failures": sum(handler.failures for handler in files),
+            "lines_waiting": self._front.queue.qsize(),
         }
 
     def stop(self) -> None:
