@@ -213,6 +213,8 @@ class TestExec:
         (["receive", "--raw", "--json"], "--raw and --json"),
         (["receive", "--exec", "x", "--raw"], "--exec"),
         (["receive", "--exec", "x", "--to", "f"], "--exec"),
+        (["receive", "--inbox", "{in}", "--to", "{in}"], "given twice"),
+        (["send", "bob", "{in}", "--outbox", "{in}"], "given twice"),
         (["send", "bob", "f", "-H", "nonsense"], "NAME=VALUE"),
         (["send", "bob", "f", "-H", "a=1", "-H", "a=2"], "twice"),
         (["send", "dead.bob", "{in}", "-i", "alice"], "can't be a client id"),

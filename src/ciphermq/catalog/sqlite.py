@@ -107,7 +107,7 @@ class SqliteCatalog:
         """All stored records."""
         query = "SELECT client, version, stored_ms FROM keys ORDER BY client"
         rows = await self._call(lambda connection: connection.execute(query).fetchall())
-        return [KeyEntry(*row) for row in rows]
+        return [KeyEntry(row[0], int.from_bytes(row[1], "big"), row[2]) for row in rows]
 
     def _put_key(
         self, connection: sqlite3.Connection, client: str, version: int, record: bytes
@@ -135,7 +135,7 @@ class SqliteCatalog:
         sealed = self._key.seal(client, version, record)
         connection.execute(
             "INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?)",
-            (client, version, sealed, self._now_ms()),
+            (client, version.to_bytes(8, "big"), sealed, self._now_ms()),
         )
 
     # --- metadata -------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ class SqliteCatalog:
         try:
             with _transaction(connection):
                 connection.executemany(schema.MERGE_ROW, map(msgspec.structs.astuple, rows))
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001  (whatever it is, it must not take the keys along)
             self._counters.add("metadata_rows_failed", len(rows))
             if not self._failing:
                 _log.error("metadata can't be written; messages are not concerned", why=str(error))
@@ -293,8 +293,8 @@ class SqliteCatalog:
 
 def _stored(connection: sqlite3.Connection, client: str) -> tuple[int, bytes] | None:
     query = "SELECT version, sealed FROM keys WHERE client = ?"
-    row: tuple[int, bytes] | None = connection.execute(query, (client,)).fetchone()
-    return row
+    row: tuple[bytes, bytes] | None = connection.execute(query, (client,)).fetchone()
+    return None if row is None else (int.from_bytes(row[0], "big"), row[1])
 
 
 @contextlib.contextmanager

@@ -107,8 +107,10 @@ def receive(
 
 def _check(plan: Plan) -> None:
     """Refuse what contradicts itself, before anything is opened."""
+    from ciphermq.cli.common import check_apart
     from ciphermq.errors import UsageError
 
+    check_apart("--inbox", plan.inbox, plan.to)
     if plan.command is not None and (plan.raw or plan.to is not None):
         raise UsageError("--exec gives messages to a command: --raw and --to don't apply")
     if plan.raw and plan.as_json and plan.to is None:
