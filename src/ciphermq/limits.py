@@ -165,6 +165,10 @@ resets it, and the last frames would be lost with it."""
 WRITE_HIGH_WATER: Final = 4 * MIB
 """Above this a connection is given no more deliveries: a few batches keep a fast link busy."""
 
+MAX_UNTAKEN: Final = 16 * MIB
+"""Above this a client isn't read and its requests wait: a question has twenty bytes and its answer
+may have a million, so who asked without reading could have the broker hold any amount."""
+
 LISTEN_BACKLOG: Final = 512
 """Connections the kernel keeps for us until they are accepted; it allows 4096 at most."""
 

@@ -63,9 +63,10 @@ class CatalogConformance:
 
     async def test_keys_survive_a_restart(self, open_catalog: Opener) -> None:
         async with open_catalog() as catalog:
-            await catalog.put_key("a", 2**63 - 1, b"record" * 500)
+            await catalog.put_key("a", 2**64 - 1, b"record" * 500)
         async with open_catalog() as catalog:
             assert await catalog.get_key("a") == b"record" * 500
+            assert [entry.version for entry in await catalog.keys()] == [2**64 - 1]
 
     async def test_a_newer_key_takes_the_place_of_an_older_one(self, open_catalog: Opener) -> None:
         async with open_catalog() as catalog:
@@ -182,6 +183,16 @@ class CatalogConformance:
 
             await eventually(written)
             assert catalog.stats()["metadata_rows_waiting"] == 0
+
+    async def test_metadata_that_makes_no_sense_harms_nothing_else(
+        self, open_catalog: Opener
+    ) -> None:
+        async with open_catalog() as catalog:
+            catalog.note_published(publication(new_batch_id(NOW_MS), at_ms=2**70))
+            assert await catalog.trace(new_batch_id(NOW_MS)) is None
+            await catalog.put_key("a", 1, b"record")
+            assert await catalog.get_key("a") == b"record"
+            assert catalog.stats()["metadata_rows_failed"] == 1
 
     async def test_old_metadata_is_pruned(self, open_catalog: Opener) -> None:
         old, fresh = new_batch_id(NOW_MS), new_batch_id(NOW_MS)

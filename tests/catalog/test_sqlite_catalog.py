@@ -85,7 +85,7 @@ async def test_a_record_can_not_be_given_another_version(open_catalog: Opener, p
     async with open_catalog() as catalog:
         await catalog.put_key("a", 1, b"record")
     with sqlite3.connect(path) as database:
-        database.execute("UPDATE keys SET version = 2")
+        database.execute("UPDATE keys SET version = x'0000000000000002'")
     database.close()
     async with open_catalog() as catalog:
         with pytest.raises(CatalogError, match="does not open"):

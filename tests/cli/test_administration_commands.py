@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from ciphermq.cli.main import run
-from ciphermq.model.ids import message_id, new_batch_id
 from cli.live import broker, deployment, receive, send
 from cli.stored import run_json
 from support.broker import Broker
@@ -138,7 +137,7 @@ def test_dead_letters_are_listed_and_put_back(tmp_path: Path, capsys: Capture) -
 def test_status(broker: Broker, capsys: Capture) -> None:
     status, parts = run_json(capsys, "status")
     assert status == 0
-    assert list(parts) == ["server", "engine", "journal", "catalog"]
+    assert list(parts) == ["server", "engine", "journal", "catalog", "log"]
     assert parts["engine"]["queues"] == 1
     rows = printed(capsys, "status")
     assert rows[0] == ["server"]
@@ -176,7 +175,7 @@ def test_a_message_is_traced(tmp_path: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("message", "status", "code"),
     [
-        (message_id(new_batch_id(1_800_000_000_000), 0), 3, "not-found"),
+        ("01a3185c-5000-7cf9-b03b-5f5863745400", 3, "not-found"),
         ("nonsense", 2, "usage"),
         ("00000000-0000-4000-8000-000000000000", 2, "usage"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ciphermq.cli import deployment as real
 from ciphermq.client import Client, connect
 from support.broker import Broker, running_broker
 from support.deployment import Deployment, make_deployment
@@ -16,10 +18,18 @@ from support.deployment import Deployment, make_deployment
 Join = Callable[..., Awaitable[Client]]
 
 
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    """What `deployment` is a copy of."""
+    return make_deployment(tmp_path_factory.mktemp("template"), ["alice", "bob"])
+
+
 @pytest.fixture
-def deployment(tmp_path: Path) -> Deployment:
-    """Clients alice and bob, and the administrator."""
-    return make_deployment(tmp_path, ["alice", "bob"])
+def deployment(template: Deployment, tmp_path: Path) -> Deployment:
+    """Clients alice and bob, and the administrator. Making it costs more than copying it."""
+    made = real.Deployment(tmp_path / "deployment")
+    shutil.copytree(template.home, made.home)
+    return Deployment(made, made.open_authority(None), template.suite)
 
 
 @pytest.fixture

@@ -434,7 +434,7 @@ class ExactlyOnce(RuleBasedStateMachine):
         self.db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self.db.execute("CREATE TABLE effects (id TEXT)")
         self.waiting: dict[int, Bitmap] = {}
-        self.sent = 0
+        self.sent = self.messages = 0
         self.open()
 
     def open(self) -> None:
@@ -446,6 +446,7 @@ class ExactlyOnce(RuleBasedStateMachine):
     @rule(count=st.integers(1, 5))
     def send(self, count: int) -> None:
         self.sent += 1
+        self.messages += count
         self.waiting[self.sent] = bitmap.full(count)
 
     @precondition(lambda self: self.waiting)
@@ -516,6 +517,7 @@ class ExactlyOnce(RuleBasedStateMachine):
             self.finish(kept)
         effects = [row[0] for row in self.db.execute("SELECT id FROM effects")]
         assert len(effects) == len(set(effects)), "an effect happened twice"
+        assert len(effects) == self.messages, "an effect is missing"
         self.db.close()
 
     def finish(self, batch: Batch) -> None:

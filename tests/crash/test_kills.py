@@ -8,7 +8,9 @@ same plan on every machine, and every kill is one in the middle.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +22,10 @@ from ciphermq.cli.processes import Process, Stage, free_port
 
 pytestmark = [pytest.mark.crash, pytest.mark.slow, pytest.mark.timeout(400)]
 
+FIRST, SEEDS = (int(n) for n in os.environ.get("CRASH_SEEDS", "1+4").split("+"))
+"""``CRASH_SEEDS=100+40 make test ARGS=tests/crash`` tries forty others."""
 POINTS = 14
-PATIENCE = 120.0
+PATIENCE = 60.0
 
 
 class Kill(NamedTuple):
@@ -135,13 +139,11 @@ def wild_lines(rng: random.Random) -> bytes:
     return b"\n".join(lines)
 
 
-@pytest.mark.parametrize(
-    ("seed", "content"), [(1, short_lines), (2, wild_lines), (3, short_lines), (4, wild_lines)]
-)
-def test_a_file_survives_every_kill(seed: int, content, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + SEEDS))
+def test_a_file_survives_every_kill(seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
     source = tmp_path / "sent"
-    source.write_bytes(content(rng))
+    source.write_bytes(wild_lines(rng) if seed % 2 else short_lines(rng))
     kills = plan(rng, source.stat().st_size)
     with Stage(tmp_path / "stage", ["alice", "bob"], port=free_port()) as stage:
         run = Run(stage, source)
@@ -152,7 +154,9 @@ def test_a_file_survives_every_kill(seed: int, content, tmp_path: Path) -> None:
         for size in run.watch():
             while kills and size >= kills[0].at:
                 run.kill(kills.pop(0))
-        assert run.running["receiver"].stop() == 0
+        stage.wait_until_empty("bob")
+        # One that is just starting again has no handler for SIGTERM yet.
+        assert run.running["receiver"].stop() in {0, -signal.SIGTERM}
         assert run.running["broker"].stop() == 0
 
         assert run.kills >= POINTS

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -427,6 +428,22 @@ async def test_what_was_accepted_is_confirmed_before_the_end(running: Open) -> N
     assert all(each.done() and not each.exception() for each in waiting)
     engine = await running()
     assert len(await fetch(engine, messages=100)) == 30
+
+
+async def test_the_end_comes_while_batches_are_read(running: Open) -> None:
+    engine = await running(fresh=1)
+    sent = [batch(size=200 * KIB) for _ in range(30)]
+    await publish(engine, *sent)
+    await consume(engine)
+    fetching = asyncio.ensure_future(fetch(engine, messages=10))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await engine.stop()
+    with contextlib.suppress(Unavailable):
+        await fetching
+    engine = await running()
+    back = await fetch(engine, messages=100)
+    assert [each.batch_id for each in back] == [each.header.batch_id for each in sent]
 
 
 async def test_limits_are_the_options(running: Open) -> None:

@@ -70,7 +70,7 @@ async def test_silent_strangers_do_not_take_every_place(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "MAX_HANDSHAKES", 3)
-    server = start(options=LinkOptions(handshake_timeout=0.4))
+    server = start(options=LinkOptions(handshake_timeout=1))
     silent = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(6)]
     async with asyncio.timeout(10):
         await server.dial("alice")  # once the first have been turned out

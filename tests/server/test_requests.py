@@ -153,7 +153,7 @@ async def test_the_status_is_the_administrators(rig: Rig) -> None:
     with pytest.raises(AccessRefused, match="only an administrator may"):
         await alice.ask(Status)
     status = await admin.ask(Status)
-    assert set(status) == {"server", "engine", "journal", "catalog"}
+    assert set(status) == {"server", "engine", "journal", "catalog", "log"}
     assert status["server"]["connections"] == 2
     assert status["journal"]
     assert not any(name.startswith("journal_") for name in status["engine"])

@@ -28,7 +28,7 @@ from ciphermq.net.address import HostPort
 from ciphermq.net.options import LinkOptions
 from ciphermq.server.flow import Brake, Flow
 from ciphermq.server.server import Server
-from ciphermq.wire.cmq2.frames import ConfirmKind, Consume, Hello, List, Ping, Reconnect
+from ciphermq.wire.cmq2.frames import ConfirmKind, Consume, Declare, Hello, List, Ping, Reconnect
 from support.broker import Broker
 from support.deployment import Deployment
 
@@ -333,6 +333,46 @@ async def test_a_slow_reader_is_given_no_more_than_the_connection_holds(rig: Rig
     assert unread > 0
     bob.link.resume_reading()
     await bob.until(lambda: len(bob.deliveries) == 40)
+
+
+async def test_who_asks_and_does_not_read_is_not_asked_for_more(start) -> None:
+    options = LinkOptions(linger=0.3, write_high_water=100_000, most_untaken=500_000)
+    rig = await start(options)
+    alice = await rig.client("alice")
+    for number in range(200):
+        await alice.ask(Declare, queue={"name": f"{number:03}" + "x" * 200})
+    (channel,) = rig.broker.server.listener.channels
+    alice.link.pause_reading()
+    asked = 0
+    untaken = 0
+    answers = []
+    while asked < 600:  # 30 MB of answers
+        asked += 20
+        answers += [alice.asking(List, what="queues") for _ in range(20)]
+        await asyncio.sleep(0.002)
+        untaken = max(untaken, channel.untaken)
+    assert 500_000 < untaken < 1_500_000
+    alice.link.resume_reading()
+    async with asyncio.timeout(30):
+        assert [len(rows) for rows in await asyncio.gather(*answers)] == [200] * asked
+
+
+async def test_who_asks_without_reading_and_leaves_is_forgotten(start) -> None:
+    options = LinkOptions(linger=0.3, write_high_water=10_000, most_untaken=50_000)
+    rig = await start(options)
+    alice = await rig.client("alice")
+    for number in range(100):
+        await alice.ask(Declare, queue={"name": f"{number:03}" + "x" * 200})
+    alice.link.pause_reading()
+    (session,) = rig.broker.server.services.sessions
+    while session.idle or not session.link.behind:
+        for _ in range(20):
+            alice.asking(List, what="queues")
+        await asyncio.sleep(0.002)
+    alice.link.abort()
+    async with asyncio.timeout(5):
+        while not session.idle:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_lost_client_is_forgotten(rig: Rig) -> None:

@@ -51,7 +51,9 @@ def test_the_written_file_is_the_defaults_and_complete(config: Path) -> None:
     text = render_config()
     config.write_text(text)
     assert load_server_settings(config) == defaults
-    config.write_text(text.replace("\n# ", "\n").split("\n", 3)[3])
+    head, body = text.split("\n\n", 1)
+    assert all(line.startswith("#") for line in head.splitlines())
+    config.write_text("\n" + body.replace("\n# ", "\n"))
     assert load_server_settings(config) == defaults, "each commented default is what it says"
     for name, section in sections().items():
         assert f"[{name}]" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import threading
 from pathlib import Path
@@ -140,8 +141,9 @@ def test_files_are_rotated_by_size(tmp_path: Path) -> None:
     assert lines(tmp_path / "info.log")[-1]["number"] == 99
 
 
+@pytest.mark.parametrize("admitted_by", ["the next line", "the end"])
 def test_a_stalled_log_costs_lines_and_no_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, admitted_by: str
 ) -> None:
     monkeypatch.setattr(limits, "LOG_QUEUE", 10)
     let_go = threading.Event()
@@ -156,12 +158,14 @@ def test_a_stalled_log_costs_lines_and_no_time(
     for number in range(100):
         get_logger("room").info("a line", number=number)  # would hang here if it waited
     assert running.dropped >= 88
-    assert running.stats()["log_lines_dropped"] == running.dropped
+    assert running.stats()["lines_dropped"] == running.dropped
     let_go.set()
-    while running.stats()["log_lines_waiting"]:
+    while running.stats()["lines_waiting"]:
         threading.Event().wait(0.01)
+    if admitted_by == "the next line":
+        get_logger("room").info("it flows again")
     stopped(running)
-    assert f"{running.dropped} log lines were dropped" in console.getvalue()
+    assert console.getvalue().count(f"{running.dropped} log lines were dropped") == 1
 
 
 def test_a_file_that_takes_no_more_is_counted(
@@ -170,10 +174,10 @@ def test_a_file_that_takes_no_more_is_counted(
     (tmp_path / "info.log").symlink_to("/dev/full")
     running = start_logging(section(tmp_path))
     get_logger("room").info("a line")
-    while running.stats()["log_lines_waiting"]:
+    while running.stats()["lines_waiting"]:
         threading.Event().wait(0.01)
     running._listener.stop()
-    assert running.stats()["log_write_failures"] >= 1
+    assert running.stats()["write_failures"] >= 1
     running._listener.start()
     for handler in running._handlers:
         handler.stream = io.StringIO()  # type: ignore[attr-defined]
@@ -212,3 +216,71 @@ def test_counters_only_rise() -> None:
     assert counters.snapshot() == {"a": 1, "b": 5}
     assert counters["a"] == 1
     assert counters["never"] == 0
+
+
+# --- files of their own, and by time --------------------------------------------------------------
+
+
+def test_each_file_may_have_a_path_of_its_own(tmp_path: Path) -> None:
+    paths = {
+        f"{name}_file_path": tmp_path / "logs" / f"server_{name}.log"
+        for name in ("info", "debug", "error")
+    }
+    running = start_logging(section(None, level="debug", **paths))
+    log = get_logger("room")
+    for method in (log.debug, log.info, log.error):
+        method("said")
+    stopped(running)
+    found = {name: len(lines(path)) for name, path in paths.items()}
+    assert found == {"info_file_path": 2, "debug_file_path": 3, "error_file_path": 1}
+
+
+def test_one_path_leaves_the_others_in_the_directory(tmp_path: Path) -> None:
+    stopped(start_logging(section(tmp_path / "d", error_file_path=tmp_path / "e" / "mine.log")))
+    assert [path.name for path in (tmp_path / "d").iterdir()] == ["info.log"]
+    assert (tmp_path / "e" / "mine.log").exists()
+
+
+def test_a_path_that_can_not_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"logging\.error_file_path = .*mine\.log"):
+        start_logging(section(tmp_path, error_file_path=tmp_path / "file" / "mine.log"))
+
+
+@pytest.mark.parametrize(
+    ("rotation", "hours", "files"),
+    [("never", (0, 1, 50), 1), ("hourly", (0, 0.2, 1, 1.1, 50), 3), ("daily", (0, 1, 24.5, 25), 2)],
+)
+def test_files_are_rotated_by_the_clock(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rotation: str,
+    hours: tuple[float, ...],
+    files: int,
+) -> None:
+    midnight = 1_800_057_600  # 2027-01-16 00:00 UTC
+    path = tmp_path / "info.log"
+    path.touch()
+    os.utime(path, (midnight, midnight))
+    running = start_logging(section(tmp_path, rotation=rotation))
+    log = logging.getLogger("ciphermq.room")
+    for hour in hours:
+        record = log.makeRecord(log.name, logging.INFO, "f", 1, f"at {hour}", (), None)
+        record.created = midnight + hour * 3600
+        log.handle(record)
+    stopped(running)
+    assert len(list(tmp_path.glob("info.log*"))) == files
+    assert [line["message"] for line in lines(path)][-1] == f"at {hours[-1]}"
+    said = sum(len(lines(found)) for found in tmp_path.glob("info.log*"))
+    assert said == len(hours)
+
+
+def test_an_hour_that_ended_while_the_server_was_down_has_its_own_file(tmp_path: Path) -> None:
+    path = tmp_path / "info.log"
+    path.write_text('{"message": "of yesterday"}\n')
+    os.utime(path, (1_000_000, 1_000_000))
+    running = start_logging(section(tmp_path, rotation="hourly"))
+    get_logger("room").info("of today")
+    stopped(running)
+    assert [line["message"] for line in lines(path)] == ["of today"]
+    assert [line["message"] for line in lines(tmp_path / "info.log.1")] == ["of yesterday"]

@@ -17,7 +17,7 @@ _STEPS: Final = (
     CREATE TABLE settings (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE keys (
         client TEXT PRIMARY KEY,
-        version INTEGER NOT NULL,
+        version BLOB NOT NULL, -- u64, big-endian: SQLite's integers are signed
         sealed BLOB NOT NULL,
         stored_ms INTEGER NOT NULL
     ) WITHOUT ROWID;

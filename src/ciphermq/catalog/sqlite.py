@@ -109,7 +109,7 @@ class SqliteCatalog:
         """All stored records."""
         query = "SELECT client, version, stored_ms FROM keys ORDER BY client"
         rows = await self._call(lambda connection: connection.execute(query).fetchall())
-        return [KeyEntry(*row) for row in rows]
+        return [KeyEntry(row[0], int.from_bytes(row[1], "big"), row[2]) for row in rows]
 
     async def put_onex_key(self, client: str, public_key: bytes) -> None:
         """Keep as the 1.x client's only one; durable when this returns."""
@@ -147,7 +147,7 @@ class SqliteCatalog:
         sealed = self._key.seal(client, version, record)
         connection.execute(
             "INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?)",
-            (client, version, sealed, self._now_ms()),
+            (client, version.to_bytes(8, "big"), sealed, self._now_ms()),
         )
 
     # --- metadata -------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ class SqliteCatalog:
             with _transaction(connection):
                 connection.executemany(schema.MERGE_ROW, map(astuple, news.batches))
                 connection.executemany(schema.MERGE_MESSAGE, map(astuple, news.messages))
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001  (whatever it is, it must not take the keys along)
             self._counters.add("metadata_rows_failed", news.rows)
             if not self._failing:
                 _log.error("metadata can't be written; messages are not concerned", why=str(error))
@@ -333,8 +333,8 @@ class SqliteCatalog:
 
 def _stored(connection: sqlite3.Connection, client: str) -> tuple[int, bytes] | None:
     query = "SELECT version, sealed FROM keys WHERE client = ?"
-    row: tuple[int, bytes] | None = connection.execute(query, (client,)).fetchone()
-    return row
+    row: tuple[bytes, bytes] | None = connection.execute(query, (client,)).fetchone()
+    return None if row is None else (int.from_bytes(row[0], "big"), row[1])
 
 
 @contextlib.contextmanager

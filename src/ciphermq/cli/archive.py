@@ -162,14 +162,15 @@ class _Places:
 
 
 def _single_files(settings: ServerSettings) -> dict[str, Path]:
-    """Name in a backup, and where the configuration has it."""
-    return {
+    """Name in a backup, and where the configuration has it, if it has."""
+    files = {
         "server.crt": settings.tls.cert_path,
         "server.key": settings.tls.key_path,
         "ca.crt": settings.tls.ca_cert_path,
         "crl.pem": settings.tls.crl_path,
         "at-rest.key": settings.storage.at_rest_key_path,
     }
+    return {name: path for name, path in files.items() if path is not None}
 
 
 def _read_manifest(backup: Path) -> Manifest:

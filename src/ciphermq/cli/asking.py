@@ -27,18 +27,10 @@ def ask(access: Access, kind: type[Request], **members: Any) -> Any:
 
 def list_rows(access: Access, what: str, prefix: str = "") -> list[dict[str, Any]]:
     """All rows of one of the broker's lists, whose names begin with `prefix`."""
-    from ciphermq import limits
-    from ciphermq.wire.cmq2 import frames
-
     identity = load_identity(access, administers=True)
 
-    async def pages() -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
+    async def collect() -> list[dict[str, Any]]:
         async with connected(access, identity) as client:
-            while True:
-                page = await client.ask(frames.List, what=what, prefix=prefix, offset=len(rows))
-                rows += page
-                if len(page) < limits.MAX_LISTING:
-                    return rows
+            return [row async for row in client.rows(what, prefix)]
 
-    return run(pages())
+    return run(collect())

@@ -88,6 +88,14 @@ def confirm(question: str, *, yes: bool) -> None:
     typer.confirm(question, abort=True, err=True)
 
 
+def check_apart(option: str, path: Path | None, *others: Path | None) -> None:
+    """`UsageError` when the file of `option` is given as another, too: one would spoil the other."""
+    from ciphermq.errors import UsageError
+
+    if path is not None and path.resolve() in [each.resolve() for each in others if each]:
+        raise UsageError(f"{option} {path}: this file is given twice, and can't be both")
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end on a fast event loop. Ctrl-C cancels it, cleanly, and is raised."""
     import asyncio

@@ -34,6 +34,10 @@ class Input:
         """What one read gives; nothing at the end."""
         return os.read(self._fd, size)
 
+    def seek(self, offset: int) -> None:
+        """Go on reading at byte `offset`; for a regular file."""
+        os.lseek(self._fd, offset, os.SEEK_SET)
+
     async def reading(self, read: Callable[[], T]) -> T:
         """The result of `read`, which reads from this; the event loop goes on meanwhile."""
         return read() if self.regular else await in_daemon_thread(read)

@@ -16,6 +16,7 @@ import typer
 from ciphermq.cli import (
     backup,
     ca,
+    demo,
     exchanges,
     identity,
     init,
@@ -44,6 +45,7 @@ COMMANDS: Final[tuple[ModuleType, ...]] = (
     status,
     backup,
     journal,
+    demo,
 )
 """Modules with a ``register(app)``, in the order of the help."""
 
@@ -62,6 +64,7 @@ PANELS: Final = {
         "trace",
     ),
     "Keep": ("backup", "restore", "journal"),
+    "See it work": ("demo",),
 }
 """Headings of the help; what is under none of them stands first."""
 

@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ciphermq import limits
-from ciphermq.errors import StoreError
+from ciphermq.custody import disk
+from ciphermq.errors import AlreadyDone, StoreError
 
 if TYPE_CHECKING:
     from ciphermq.cli.rendering import Renderer
     from ciphermq.client.inbox import Inbox
     from ciphermq.client.messages import Batch
 
-_MODE: Final = 0o600  # what was sealed on the way is not for everybody here
 _CREATE: Final = (
     "CREATE TABLE IF NOT EXISTS ciphermq_files (path TEXT PRIMARY KEY, length INTEGER NOT NULL)"
 )
@@ -103,20 +103,25 @@ class KeptFile:
             raise
 
     def write(self, batches: Sequence[Batch]) -> None:
-        """Returns once bytes and memory of them are both on the disk."""
-        length = self._length
+        """Returns once bytes and memory of them are both on the disk.
+
+        What another receiver that shares the Inbox has done meanwhile is left out.
+        """
+        end = length = self._length
         try:
             with self._inbox.transaction(*batches) as database:
                 data = b"".join(map(self._render, batches))
+                end += len(data)
                 self._file.write(data, length)
                 database.execute(
-                    "UPDATE ciphermq_files SET length = ? WHERE path = ?",
-                    (length + len(data), self._key),
+                    "UPDATE ciphermq_files SET length = ? WHERE path = ?", (end, self._key)
                 )
+        except AlreadyDone:
+            return
         except BaseException:
             self._file.cut(length)
             raise
-        self._length = length + len(data)
+        self._length = end
 
     def close(self) -> None:
         """Close the file; the Inbox is its owner's."""
@@ -149,7 +154,8 @@ class _LockedFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         new = not path.exists()
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
+        # What was sealed on the way is not for everybody here.
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, disk.PRIVATE)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -159,7 +165,7 @@ class _LockedFile:
                 "receive into another file"
             ) from None
         if new:
-            _sync_directory(path.absolute().parent)
+            disk.sync_directory(path.absolute().parent)
 
     @property
     def size(self) -> int:
@@ -184,11 +190,3 @@ class _LockedFile:
 
     def close(self) -> None:
         os.close(self._fd)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,7 +22,9 @@ from typing import Final, Self
 import ciphermq
 from ciphermq.cli import deployment
 from ciphermq.cli.common import HOME_VARIABLE
+from ciphermq.cli.deployment import ADMINISTRATOR
 from ciphermq.client import enrol
+from ciphermq.client.connection import Connecting
 from ciphermq.errors import Unfinished, WaitTimeout
 
 START_TIMEOUT: Final = 30.0
@@ -178,11 +180,32 @@ class Stage:
 
     def register(self, name: str) -> None:
         """Have the broker know a client's key before anybody seals to it."""
-        asyncio.run(self._connect(name))
 
-    async def _connect(self, name: str) -> None:
-        async with ciphermq.connect(identity=self.deployment.identity(name)) as client:
-            await client.register_key()
+        async def register() -> None:
+            async with self._connect(name) as client:
+                await client.register_key()
+
+        asyncio.run(register())
+
+    def wait_until_empty(self, queue: str, timeout: float = START_TIMEOUT) -> None:
+        """Until nothing waits in `queue` and nothing of it is in a receiver's hands."""
+
+        async def empty() -> None:
+            async with self._connect(ADMINISTRATOR) as client:
+                left = 1
+                while left:
+                    rows = [row async for row in client.rows("queues", queue)]
+                    left = sum(row["messages_ready"] + row["messages_unacked"] for row in rows)
+                    await asyncio.sleep(0.02)
+
+        try:
+            asyncio.run(asyncio.wait_for(empty(), timeout))
+        except TimeoutError:
+            raise WaitTimeout(f"queue {queue!r} is not empty after {timeout:g} s") from None
+
+    def _connect(self, name: str) -> Connecting:
+        # A broker that was just killed is on its way.
+        return ciphermq.connect(identity=self.deployment.identity(name), wait=START_TIMEOUT)
 
 
 def free_port() -> int:

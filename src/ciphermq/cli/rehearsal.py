@@ -93,6 +93,7 @@ class Rehearsal:
                     self._deaths.pop(0)[1](stage)
         took = time.monotonic() - began
         confirmed = json.loads(sender.output.splitlines()[-1])["confirmed"]
+        stage.wait_until_empty(_RECEIVER)
         self._receiver.stop()
         self._broker.stop()
         came_again = re.search(r"(\d+) came again", self._receiver.output)

@@ -66,13 +66,11 @@ class Position:
         if self._stored is None:
             return
         offset, self.messages, head, tail = self._stored
-        left = offset
-        while left:
-            data = source.read1(min(left, limits.MIB))
-            if not data:
-                raise self.other(source, f"it ends before byte {offset}, where that run stopped")
-            self._pass(data)
-            left -= len(data)
+        self._read(source, min(offset, _WINDOW), offset)
+        if source.regular and offset - _WINDOW > self.offset:
+            self.offset = offset - _WINDOW
+            source.seek(self.offset)
+        self._read(source, offset, offset)
         if sha256(self._head).digest() != head or sha256(self._tail).digest() != tail:
             raise self.other(source, f"its first {offset} bytes are others")
 
@@ -90,6 +88,13 @@ class Position:
                 sha256(self._tail).digest(),
             ),
         )
+
+    def _read(self, source: Input, end: int, offset: int) -> None:
+        while self.offset < end:
+            data = source.read1(min(end - self.offset, limits.MIB))
+            if not data:
+                raise self.other(source, f"it ends before byte {offset}, where that run stopped")
+            self._pass(data)
 
     def _pass(self, data: bytes) -> None:
         self.offset += len(data)

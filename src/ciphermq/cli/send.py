@@ -105,8 +105,9 @@ def send(
     A line keeps the bytes that end it, so that what is received --raw is the file again.
     """
     from ciphermq.cli.access import load_identity
-    from ciphermq.cli.common import run
+    from ciphermq.cli.common import check_apart, run
 
+    check_apart("--outbox", outbox, Path(file))
     plan = Plan(
         to=tuple(name.strip() for name in to.split(",") if name.strip()),
         file=file,

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
-import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ciphermq.cli.common import HomeOption, JsonOption
-
-if TYPE_CHECKING:
-    from ciphermq.net.address import HostPort
-    from ciphermq.server.server import Server
-    from ciphermq.settings import ServerSettings
 
 ConfigOption = Annotated[
     Path | None,
@@ -44,6 +34,7 @@ def server(
     environment.
     """
     from ciphermq.cli.common import home_directory, run
+    from ciphermq.cli.serving import serve
     from ciphermq.errors import CipherMQError
     from ciphermq.settings import load_server_settings
     from ciphermq.telemetry import get_logger
@@ -53,92 +44,9 @@ def server(
     settings = load_server_settings(path)
     logs = start_logging(settings.logging)
     try:
-        run(_serve(settings, as_json=as_json))
+        run(serve(settings, logs, as_json=as_json))
     except CipherMQError as error:
         get_logger("server").error("the server ends", reason=str(error))
         raise
     finally:
         logs.stop()
-
-
-async def _serve(settings: ServerSettings, *, as_json: bool) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _asked_to_stop, stop)
-    broker = assemble(settings)
-
-    def ready(where: HostPort) -> None:
-        _say_ready(where, as_json=as_json)
-
-    await broker.run(ready=ready, stop=stop)
-
-
-def assemble(settings: ServerSettings) -> Server:
-    """A server with the embedded engine and the SQLite catalog, as configured; not started.
-
-    Raises what is wrong with its files, before anything is opened for writing.
-    """
-    from ciphermq.broker import BrokerLimits
-    from ciphermq.catalog import AtRestKey, SqliteCatalog
-    from ciphermq.engines.embedded import EmbeddedEngine, EmbeddedOptions
-    from ciphermq.server.server import Server
-
-    _check_dates(settings)
-    storage = settings.storage
-    key = AtRestKey.load(storage.at_rest_key_path)
-    storage.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    catalog = SqliteCatalog(storage.catalog_path, key, metadata_days=storage.metadata_days)
-    bounds, delivery = settings.limits, settings.delivery
-    broker = BrokerLimits(
-        max_queues=bounds.max_queues,
-        max_exchanges=bounds.max_exchanges,
-        max_bindings=bounds.max_bindings,
-        dedup_window_ms=int(delivery.dedup_window_seconds * 1000),
-        max_dedup_entries=delivery.max_dedup_entries,
-    )
-    engine = EmbeddedEngine(storage.journal_directory, options=EmbeddedOptions(broker=broker))
-    return Server(settings, engine, catalog)
-
-
-def _check_dates(settings: ServerSettings) -> None:
-    """Refuse a start after which nobody could connect: a wrong clock or outlived files."""
-    from ciphermq import limits
-    from ciphermq.errors import CertificateError, ClockWrong
-    from ciphermq.pki import dates
-    from ciphermq.server import trust
-
-    loaded = trust.load(settings.tls)
-    now_ms = time.time_ns() // 1_000_000
-    begins_ms = dates.to_ms(loaded.certificate.not_valid_before_utc)
-    ends_ms = dates.to_ms(loaded.certificate.not_valid_after_utc)
-    if now_ms < begins_ms - limits.CLOCK_SKEW * 1000:
-        raise ClockWrong(
-            f"{settings.tls.cert_path} is valid from {dates.spell(begins_ms)}, but this machine's "
-            f"clock says {dates.spell(now_ms)}: set the clock"
-        )
-    if now_ms > ends_ms:
-        raise CertificateError(
-            f"{settings.tls.cert_path} expired on {dates.spell(ends_ms)} (this machine's clock "
-            f"says {dates.spell(now_ms)}): renew it where the authority is"
-        )
-    for crl in loaded.verifier.revocation_lists:
-        crl.check_current(now_ms)
-
-
-def _asked_to_stop(stop: asyncio.Event) -> None:
-    if stop.is_set():
-        # Asked twice: whoever waits no longer loses nothing, since the journal survives a kill.
-        print("ciphermq: ended at once", file=sys.stderr)
-        os._exit(1)
-    stop.set()
-
-
-def _say_ready(where: HostPort, *, as_json: bool) -> None:
-    from ciphermq.cli.output import print_json
-    from ciphermq.net.address import spell
-
-    if as_json:
-        print_json({"ready": True, "address": spell(where), "port": where[1], "pid": os.getpid()})
-    else:
-        print(f"ciphermq ready on {spell(where)}", flush=True)

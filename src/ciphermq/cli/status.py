@@ -27,7 +27,7 @@ def status(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how the broker is: counters of server, engine, journal and catalog."""
+    """Show how the broker is: counters of server, engine, journal, catalog and log."""
     from ciphermq.cli.asking import ask, list_rows
     from ciphermq.cli.output import print_json
     from ciphermq.wire.cmq2 import frames

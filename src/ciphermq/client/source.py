@@ -80,6 +80,8 @@ class Source:
 
         Raises `WaitTimeout` when nothing has come after `left` seconds.
         """
+        if self.stopping:  # said from another thread, before `take` began to listen
+            return
         limit = min((each for each in (due, left) if each is not None), default=None)
         try:
             async with asyncio.timeout(limit):

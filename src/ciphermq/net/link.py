@@ -67,6 +67,8 @@ class Link:
         self._queued = 0
         self._flush_due = False
         self._replacing = False
+        self._paused = False
+        self._stopped = False
         channel.attach(self)
 
     def attach(
@@ -86,6 +88,13 @@ class Link:
     def writable(self) -> bool:
         """Whether less than the high-water mark waits to be written."""
         return self._channel.writable and self._queued < self.options.write_high_water
+
+    @property
+    def behind(self) -> bool:
+        """Whether so much waits to be written that this side should answer nothing more."""
+        if self.writable or self._lost:
+            return False
+        return self._queued + self._channel.untaken > self.options.most_untaken
 
     @property
     def open(self) -> bool:
@@ -116,7 +125,7 @@ class Link:
         self._channel.write(gather(pieces))
         self._replace_in_time()
         if was_full and self.writable:
-            self._on_writable()
+            self._drained()
 
     # --- the end ----------------------------------------------------------------------------
 
@@ -158,13 +167,23 @@ class Link:
 
     def pause_reading(self) -> None:
         """Take no more from the peer; TCP slows it down."""
-        self._channel.pause_reading()
-        self._watch.reading(self._loop.time(), on=False)
+        self._read(paused=True, stopped=self._stopped)
 
     def resume_reading(self) -> None:
         """The reverse of `pause_reading`."""
-        self._channel.resume_reading()
-        self._watch.reading(self._loop.time(), on=True)
+        self._read(paused=False, stopped=self._stopped)
+
+    def _read(self, *, paused: bool, stopped: bool) -> None:
+        """Read unless the owner has `paused` the link or it has `stopped` by itself."""
+        before = self._paused or self._stopped
+        self._paused, self._stopped = paused, stopped
+        if (paused or stopped) == before:
+            return
+        if before:
+            self._channel.resume_reading()
+        else:
+            self._channel.pause_reading()
+        self._watch.reading(self._loop.time(), on=before)
 
     def _handle(self, frame: Frame) -> None:
         """A frame that the link has a part in."""
@@ -222,11 +241,19 @@ class Link:
         if machine.fault is not None:
             self.fail(machine.fault)
         self._replace_in_time()
+        # A server's side only: if both waited for the other to read, both would wait for ever.
+        if self.role is Role.SERVER and self.behind:
+            self._read(paused=self._paused, stopped=True)
 
     def resume_writing(self) -> None:
         """The channel is writable again."""
         if self.writable:
-            self._on_writable()
+            self._drained()
+
+    def _drained(self) -> None:
+        """`writable` has turned true."""
+        self._read(paused=self._paused, stopped=False)
+        self._on_writable()
 
     def lost(self, error: BaseException | None) -> None:
         """The channel has ended."""

@@ -20,6 +20,7 @@ class LinkOptions:
     write_stall_timeout: float = limits.WRITE_STALL_TIMEOUT
     linger: float = limits.LINGER
     write_high_water: int = limits.WRITE_HIGH_WATER
+    most_untaken: int = limits.MAX_UNTAKEN
     tls_records: int = limits.TLS_RECORDS_BEFORE_RECONNECT
     """Records in one direction after which the connection is to be replaced."""
 

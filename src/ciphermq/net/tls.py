@@ -22,14 +22,14 @@ def server_context(
     certificate: Path,
     key: Path,
     authority: Path,
-    revocations: Path,
+    revocations: Path | None,
     passphrase: str | None = None,
     protocols: Iterable[str] = (ALPN,),
 ) -> ssl.SSLContext:
     """A server's context, which demands a client certificate of `authority`.
 
-    `certificate` holds the chain, leaf first; all files are PEM. Raises `IdentityError` and its
-    kinds, naming the file.
+    `certificate` holds the chain, leaf first; all files are PEM. Without `revocations` nobody is
+    shut out. Raises `IdentityError` and its kinds, naming the file.
     """
     context = _context(ssl.PROTOCOL_TLS_SERVER, authority, revocations, protocols)
     _load_own(context, certificate, key, passphrase)
@@ -56,19 +56,22 @@ def client_context(
 
 
 def _context(
-    side: int, authority: Path, revocations: Path, protocols: Iterable[str]
+    side: int, authority: Path, revocations: Path | None, protocols: Iterable[str]
 ) -> ssl.SSLContext:
     context = ssl.SSLContext(side)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(list(protocols))
     for path, what in ((authority, "authority's certificate"), (revocations, "revocation list")):
+        if path is None:
+            continue
         try:
             context.load_verify_locations(cafile=path)
         except FileNotFoundError:
             raise IdentityError(f"the {what} {path} doesn't exist") from None
         except (OSError, ssl.SSLError) as error:
             raise IdentityError(f"the {what} {path} can't be read: {error}") from error
-    context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    if revocations is not None:
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     return context
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ciphermq import limits
@@ -52,12 +52,17 @@ class Server:
         *,
         options: LinkOptions | None = None,
         now_ms: Callable[[], int] = _wall_clock_ms,
+        log_stats: Callable[[], Mapping[str, int]] | None = None,
     ) -> None:
-        """Reads the certificates; raises `IdentityError` or `ConfigError` naming what is wrong."""
+        """Reads the certificates; raises `IdentityError` or `ConfigError` naming what is wrong.
+
+        `log_stats`: the logs' counters, for the status.
+        """
         self._settings = settings
         self._engine = engine
         self._catalog = catalog
         self._now_ms = now_ms
+        self._log_stats = log_stats or dict
         self._started_ms = now_ms()
         self._trust = trust.load(settings.tls)
         self.services = Services(
@@ -210,4 +215,5 @@ class Server:
             },
             "journal": journal,
             "catalog": self._catalog.stats(),
+            "log": {**self._log_stats()},
         }

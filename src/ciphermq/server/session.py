@@ -63,6 +63,7 @@ class Session:
         self._brake = Brake(link.pause_reading, link.resume_reading)
         self._requests: set[asyncio.Task[None]] = set()
         self._nacks = 0
+        self._room = asyncio.Event()
         self._ending = False
         self.publishing = Publishing(
             services, link, client, self._brake, self._finish, self._broken
@@ -83,7 +84,7 @@ class Session:
             **{kind: partial(handler, services, client) for kind, handler in HANDLERS.items()},
         }
         services.sessions.add(self)
-        link.attach(self._take, self._lost, self.consuming.resume)
+        link.attach(self._take, self._lost, self._writable)
 
     @property
     def idle(self) -> bool:
@@ -161,12 +162,24 @@ class Session:
 
     async def _work(self, frame: Request) -> None:
         try:
+            while self.link.behind:
+                await self._room.wait()
             result = await self._workers[frame.TYPE](frame)
             self.link.send(Ok(request=frame.request, result=result))
             if isinstance(frame, Consume):
                 self.consuming.announced(result, frame)
         except Exception as error:  # noqa: BLE001  (whatever it is, the client waits for an answer)
             self._answer_failure(frame.request, error)
+
+    def _writable(self) -> None:
+        """The client has taken what waited for it."""
+        self._make_room()
+        self.consuming.resume()
+
+    def _make_room(self) -> None:
+        """Have the requests that wait look again whether they may be answered."""
+        self._room.set()
+        self._room.clear()
 
     def _worked(self, task: asyncio.Task[None]) -> None:
         self._requests.discard(task)
@@ -218,6 +231,7 @@ class Session:
         services = self._services
         services.sessions.discard(self)
         services.flow.forget(self._brake)
+        self._make_room()
         self.consuming.end()
         fields = {"client": self.client, "peer": self.link.peer}
         if reason is None:

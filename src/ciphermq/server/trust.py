@@ -43,12 +43,14 @@ def load(files: TlsSection) -> Trust:
         revocations=files.crl_path,
     )
     authorities = _certificates(files.ca_cert_path)
-    try:
-        crl = x509.load_pem_x509_crl(files.crl_path.read_bytes())
-        ders = [certificate.public_bytes(Encoding.DER) for certificate in authorities]
-        verifier = ChainVerifier(ders, crl.public_bytes(Encoding.DER))
-    except (OSError, RevocationListStale, *UNREADABLE) as error:
-        raise IdentityError(f"the revocation list {files.crl_path}: {error}") from error
+    ders = [certificate.public_bytes(Encoding.DER) for certificate in authorities]
+    verifier = ChainVerifier(ders)
+    if files.crl_path is not None:
+        try:
+            crl = x509.load_pem_x509_crl(files.crl_path.read_bytes())
+            verifier.use_crl(crl.public_bytes(Encoding.DER))
+        except (OSError, RevocationListStale, *UNREADABLE) as error:
+            raise IdentityError(f"the revocation list {files.crl_path}: {error}") from error
     return Trust(context, verifier, _certificates(files.cert_path)[0])
 
 

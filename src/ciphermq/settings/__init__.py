@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ciphermq.settings.catalog import DatabaseSection, EncryptionSection
+from ciphermq.settings.onex import OnexSection
 from ciphermq.settings.server import (
     AccessSection,
     DeliverySection,
@@ -19,9 +21,12 @@ from ciphermq.settings.values import Address
 __all__ = [
     "AccessSection",
     "Address",
+    "DatabaseSection",
     "DeliverySection",
+    "EncryptionSection",
     "LimitsSection",
     "LoggingSection",
+    "OnexSection",
     "ServerSection",
     "ServerSettings",
     "StorageSection",

@@ -7,13 +7,16 @@ the comment beside the key in the file that ``ciphermq init`` writes.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ciphermq import limits
-from ciphermq.settings.values import Address, AddressValue, Names
+from ciphermq.settings.catalog import DatabaseSection, EncryptionSection
+from ciphermq.settings.onex import OnexSection
+from ciphermq.settings.section import Section, none_when_empty
+from ciphermq.settings.values import Address, AddressValue, Names, parse_level
 
 ENVIRONMENT_PREFIX = "CIPHERMQ_"
 ENVIRONMENT_DELIMITER = "__"
@@ -22,13 +25,7 @@ JOURNAL_DIRECTORY = "journal"
 CATALOG_FILE = "catalog.db"
 """In the directory that ``storage.directory`` names."""
 
-LogLevel = Literal["debug", "info", "warning", "error"]
-
-
-class Section(BaseModel):
-    """Base of every section: a key that is not a member is an error, never ignored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(parse_level)]
 
 
 class ServerSection(Section):
@@ -37,6 +34,11 @@ class ServerSection(Section):
     address: AddressValue = Field(
         default=Address("127.0.0.1", 7443),
         description="HOST:PORT to listen on; 0.0.0.0 or [::] for every interface, port 0 for any",
+    )
+    connection_type: str | None = Field(
+        default=None,
+        description="any text; what marks a configuration of 1.x. Connections are always mutual "
+        "TLS",
     )
     max_connections: int = Field(
         default=limits.MAX_CONNECTIONS, ge=1, le=1_000_000, description="connections, 1 to 1000000"
@@ -55,6 +57,8 @@ class ServerSection(Section):
         description="seconds that clients get to finish when the server stops, 0 to 3600",
     )
 
+    _absent = field_validator("connection_type", mode="before")(none_when_empty)
+
 
 class TlsSection(Section):
     """``[tls]``: who the server is and whom it believes."""
@@ -69,9 +73,13 @@ class TlsSection(Section):
         default=Path("ca.crt"),
         description="the authority whose clients may connect, a PEM file (the certificate only)",
     )
-    crl_path: Path = Field(
-        default=Path("crl.pem"), description="the authority's revocation list, a PEM file"
+    crl_path: Path | None = Field(
+        default=Path("crl.pem"),
+        description='the authority\'s revocation list, a PEM file; "" for none, as in 1.x: then '
+        "nobody can be shut out, and nothing of cmq/2 be verified",
     )
+
+    _absent = field_validator("crl_path", mode="before")(none_when_empty)
 
 
 class StorageSection(Section):
@@ -80,9 +88,10 @@ class StorageSection(Section):
     directory: Path = Field(
         default=Path("data"), description="a directory for the journal and the catalog"
     )
-    at_rest_key_path: Path = Field(
+    at_rest_key_path: Path | None = Field(
         default=Path("at-rest.key"),
-        description="the key that encrypts the catalog's key records, a file of mode 0600",
+        description='the key that encrypts the catalog\'s key records, a file of mode 0600; "": it '
+        "is derived from encryption.aes_key",
     )
     metadata_days: float = Field(
         default=30.0,
@@ -91,6 +100,8 @@ class StorageSection(Section):
         allow_inf_nan=False,
         description="days that `ciphermq trace` can look back, 0 (none are kept) to 3650",
     )
+
+    _absent = field_validator("at_rest_key_path", mode="before")(none_when_empty)
 
     @property
     def journal_directory(self) -> Path:
@@ -111,6 +122,18 @@ class LoggingSection(Section):
         default=Path("logs"),
         description='a directory for info.log, error.log and debug.log; "" for no files',
     )
+    info_file_path: Path | None = Field(
+        default=None, description='a file instead of info.log; "" for none of its own'
+    )
+    debug_file_path: Path | None = Field(
+        default=None, description='a file instead of debug.log; "" for none of its own'
+    )
+    error_file_path: Path | None = Field(
+        default=None, description='a file instead of error.log; "" for none of its own'
+    )
+    rotation: Literal["never", "hourly", "daily"] = Field(
+        default="never", description="never, hourly or daily (in UTC): a new file, besides by size"
+    )
     max_size_mb: float = Field(
         default=64.0,
         gt=0,
@@ -123,10 +146,9 @@ class LoggingSection(Section):
     )
     console: bool = Field(default=True, description="true or false: text on standard error too")
 
-    @field_validator("directory", mode="before")
-    @classmethod
-    def _none_when_empty(cls, value: object) -> object:
-        return value or None  # TOML has no null
+    _absent = field_validator(
+        "directory", "info_file_path", "debug_file_path", "error_file_path", mode="before"
+    )(none_when_empty)
 
 
 class LimitsSection(Section):
@@ -167,6 +189,10 @@ class AccessSection(Section):
     administrators: Names = Field(
         default=("admin",), description='a list of client ids, such as ["admin"]'
     )
+    allow_all: bool = Field(
+        default=False,
+        description="true or false: every client may do what an administrator may, as in 1.x",
+    )
 
 
 class ServerSettings(BaseSettings):
@@ -191,6 +217,9 @@ class ServerSettings(BaseSettings):
     limits: LimitsSection = LimitsSection()
     delivery: DeliverySection = DeliverySection()
     access: AccessSection = AccessSection()
+    one_x: OnexSection = OnexSection()
+    database: DatabaseSection | None = None
+    encryption: EncryptionSection | None = None
 
     @classmethod
     def settings_customise_sources(
@@ -208,7 +237,13 @@ class ServerSettings(BaseSettings):
 def sections() -> dict[str, type[Section]]:
     """Each section's name and type, in the order of the file."""
     return {
-        name: field.annotation
+        name: kind
         for name, field in ServerSettings.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        for kind in get_args(field.annotation) or (field.annotation,)
+        if issubclass(kind, Section)
     }
+
+
+def optional_sections() -> set[str]:
+    """Those that mean something by being there at all."""
+    return {name for name, field in ServerSettings.model_fields.items() if field.default is None}

@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import SettingsError
 
 from ciphermq.errors import ConfigError
+from ciphermq.settings import onex
 from ciphermq.settings.server import (
     ENVIRONMENT_DELIMITER,
     ENVIRONMENT_PREFIX,
@@ -31,6 +32,7 @@ from ciphermq.settings.server import (
 _HEADER: Final = re.compile(r"\s*\[\s*(?P<name>[\w.-]+)\s*\]")
 _KEY: Final = re.compile(r"\s*(?P<name>[\w.-]+)\s*=")
 _SECRET: Final = re.compile(r"pass|secret|token|(^|_)key$", re.IGNORECASE)
+_SECRET_SECTIONS: Final = frozenset({"database", "encryption"})
 _LONGEST_SHOWN: Final = 80
 
 
@@ -39,6 +41,8 @@ def load_server_settings(path: Path) -> ServerSettings:
     path = path.absolute()
     text = _read(path)
     values = _parse(path, text)
+    if onex.is_onex_config(values):
+        onex.imply(values)
     _check_environment(os.environ)
     _resolve_paths(values, path.parent)
     try:
@@ -47,7 +51,25 @@ def load_server_settings(path: Path) -> ServerSettings:
         raise ConfigError(_explain(error, path, text)) from None
     except SettingsError as error:
         raise ConfigError(f"the environment's {ENVIRONMENT_PREFIX} settings: {error}") from None
-    return _with_absolute_paths(settings, path.parent)
+    settings = _with_absolute_paths(settings, path.parent)
+    _check_secrets(settings, path)
+    return settings
+
+
+def _check_secrets(settings: ServerSettings, path: Path) -> None:
+    """Find out now, and not when they are needed, that secrets are missing or no such thing."""
+    try:
+        if settings.database is not None:
+            settings.database.secret()
+        if settings.encryption is not None:
+            settings.encryption.key()
+        elif settings.storage.at_rest_key_path is None:
+            raise ConfigError(
+                "storage.at_rest_key_path is empty, and there is no encryption.aes_key to derive "
+                "the key from: give one of the two"
+            )
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _read(path: Path) -> str:
@@ -91,6 +113,8 @@ def _with_absolute_paths(settings: ServerSettings, base: Path) -> ServerSettings
     changed = {}
     for name, kind in sections().items():
         section = getattr(settings, name)
+        if section is None:
+            continue
         paths = {}
         for key, field in kind.model_fields.items():
             value = getattr(section, key)
@@ -137,7 +161,8 @@ def _describe(fault: ErrorDetails, path: Path, text: str) -> str:
         return f"{where}: there is no section [{location[0]}]{_suggestion(location[0], known)}"
     section = known[location[0]]
     if len(location) == 1:
-        return f"{where}: [{location[0]}] must be a section with keys, not {_shown(key, fault)}"
+        shown = "(not shown)" if location[0] in _SECRET_SECTIONS else _shown(key, fault)
+        return f"{where}: [{location[0]}] must be a section with keys, not {shown}"
     if fault["type"] == "extra_forbidden":
         hint = _suggestion(location[1], section.model_fields)
         return f"{where}: [{location[0]}] has no key {location[1]!r}{hint}"

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from ciphermq.settings.server import sections
+from ciphermq.settings.server import optional_sections, sections
 
 _ALWAYS: Final = {
     ("server", "address"),
@@ -24,7 +24,8 @@ _ALWAYS: Final = {
 _HEAD: Final = """\
 # CipherMQ server. Relative paths are relative to this file.
 # Any value can be overridden by the environment: CIPHERMQ_SECTION__KEY, such as
-# CIPHERMQ_SERVER__ADDRESS. Commented keys show their defaults.
+# CIPHERMQ_SERVER__ADDRESS. Commented keys show their defaults; a section that is commented out
+# as a whole means something by being there.
 """
 
 
@@ -32,10 +33,11 @@ def render_config(*, address: str = "127.0.0.1:7443") -> str:
     """A complete, commented configuration that listens on `address`."""
     lines = [_HEAD]
     for name, section in sections().items():
-        lines.append(f"[{name}]")
+        absent = name in optional_sections()
+        lines.append(f"#[{name}]" if absent else f"[{name}]")
         for key, member in section.model_fields.items():
             value = address if (name, key) == ("server", "address") else member.default
-            mark = "" if (name, key) in _ALWAYS else "# "
+            mark = "#" if absent else "" if (name, key) in _ALWAYS else "# "
             lines.append(f"{mark}{key} = {_toml(value)}  # {member.description}")
         lines.append("")
     return "\n".join(lines)
@@ -43,4 +45,6 @@ def render_config(*, address: str = "127.0.0.1:7443") -> str:
 
 def _toml(value: Any) -> str:
     """`value` in TOML's spelling, which for these kinds is JSON's."""
+    if value is None:
+        return '""'
     return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)

@@ -11,6 +11,7 @@ from ciphermq import limits
 
 DEFAULT_PORT: Final = 7443
 _MAX_PORT: Final = 65_535
+_LEVELS_OF_1X: Final = {"warn": "warning", "trace": "debug"}
 
 
 class Address(NamedTuple):
@@ -49,6 +50,14 @@ def _split(text: str) -> tuple[str, str]:
         raise ValueError("an IPv6 address stands in brackets, like [::1]:7443")
     host, colon, port = text.partition(":")
     return host, port if colon else str(DEFAULT_PORT)
+
+
+def parse_level(value: Any) -> Any:
+    """A log level in small letters, as 1.x spells it too."""
+    if not isinstance(value, str):
+        return value
+    level = value.lower()
+    return _LEVELS_OF_1X.get(level, level)
 
 
 def parse_names(value: Any) -> Any:

@@ -4,7 +4,7 @@ The thread that logs only puts the record on a bounded queue; a listener thread 
 writes it. A full queue (a disk or terminal that takes nothing) costs lines, which are counted
 and admitted in the log itself, and never the broker's time.
 
-Files, in the configured directory, each rotated by size::
+Files, in the configured directory or where each is configured to be, rotated by size and by time::
 
     info.log    everything from the configured level on, but debug
     error.log   errors
@@ -30,6 +30,7 @@ from ciphermq.errors import ConfigError
 from ciphermq.settings import LoggingSection
 from ciphermq.telemetry.logger import RECORD_FIELDS, ROOT
 
+_PERIODS: Final = {"never": 0, "hourly": 3600, "daily": 86_400}
 _RESERVED: Final = frozenset({"timestamp", "level", "logger", "message", "exception"})
 
 
@@ -88,6 +89,7 @@ class _BoundedQueueHandler(QueueHandler):
     def __init__(self, target: Queue[logging.LogRecord]) -> None:
         super().__init__(target)
         self.dropped = 0
+        self._admitted = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         # The traceback is made text here: held as an object it would keep every frame's locals,
@@ -98,16 +100,55 @@ class _BoundedQueueHandler(QueueHandler):
         return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
+        if self._offer(record):
+            self.admit()
+        else:
+            self.dropped += 1
+
+    def admit(self) -> None:
+        """Say in the log how many lines there was no room for, once there is room again."""
+        missing = self.dropped - self._admitted
+        if not missing:
+            return
+        text = f"{missing} log lines were dropped: the log's disk or terminal was too slow"
+        name = f"{ROOT}.telemetry"
+        line = logging.LogRecord(name, logging.WARNING, __file__, 0, text, None, None)
+        if self._offer(line):
+            self._admitted += missing
+
+    def _offer(self, record: logging.LogRecord) -> bool:
         try:
             self.queue.put_nowait(record)
         except Full:
-            self.dropped += 1
+            return False
+        return True
 
 
 class _QuietRotatingFile(RotatingFileHandler):
     """A rotating file whose own trouble (a full disk) is counted, not thrown at the console."""
 
     failures = 0
+
+    def __init__(self, path: Path, settings: LoggingSection) -> None:
+        super().__init__(
+            path,
+            maxBytes=int(settings.max_size_mb * limits.MIB),
+            backupCount=settings.backups,
+            encoding="utf-8",
+        )
+        self._seconds = _PERIODS[settings.rotation]
+        self._period = self._period_of(path.stat().st_mtime)
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802
+        """When the file is full, or its hour or day is over (in UTC, as the lines' times are)."""
+        period = self._period_of(record.created)
+        over, self._period = period > self._period, max(period, self._period)
+        if over and Path(self.baseFilename).stat().st_size > 0:
+            return True
+        return bool(super().shouldRollover(record))
+
+    def _period_of(self, at: float) -> int:
+        return int(at // self._seconds) if self._seconds else 0
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         self.failures += 1
@@ -122,7 +163,6 @@ class Logging:
         self._listener = QueueListener(self._front.queue, *handlers, respect_handler_level=True)
         self._root = logging.getLogger(ROOT)
         self._former = (self._root.level, self._root.propagate)
-        self._reported = 0
         self._root.setLevel(level)
         self._root.propagate = False
         self._root.addHandler(self._front)
@@ -137,19 +177,16 @@ class Logging:
         """For the status: lines dropped, lines a file could not take, lines waiting."""
         files = [handler for handler in self._handlers if isinstance(handler, _QuietRotatingFile)]
         return {
-            "log_lines_dropped": self.dropped,
-            "log_write_failures": sum(handler.failures for handler in files),
-            "log_lines_waiting": self._front.queue.qsize(),
+            "lines_dropped": self.dropped,
+            "write_failures": sum(handler.failures for handler in files),
+            "lines_waiting": self._front.queue.qsize(),
         }
 
     def stop(self) -> None:
         """Write what waits, close the files, leave the loggers as they were. May be repeated."""
         if self._front not in self._root.handlers:
             return
-        if self.dropped:
-            logging.getLogger(f"{ROOT}.telemetry").warning(
-                "%d log lines were dropped: the log's disk or terminal was too slow", self.dropped
-            )
+        self._front.admit()
         self._root.removeHandler(self._front)
         self._listener.stop()
         for handler in self._handlers:
@@ -164,37 +201,38 @@ def start_logging(settings: LoggingSection, *, console: TextIO | None = None) ->
     `ConfigError` when the directory can't be written.
     """
     level = logging.getLevelNamesMapping()[settings.level.upper()]
-    handlers: list[logging.Handler] = []
-    if settings.directory is not None:
-        handlers += _files(settings, settings.directory, level)
+    handlers = _files(settings, level)
     if settings.console:
         handlers.append(_console(console if console is not None else sys.stderr))
     return Logging(level, handlers)
 
 
-def _files(settings: LoggingSection, directory: Path, level: int) -> list[logging.Handler]:
-    wanted = [("info.log", max(level, logging.INFO)), ("error.log", logging.ERROR)]
+def _files(settings: LoggingSection, level: int) -> list[logging.Handler]:
+    wanted = [
+        ("info", settings.info_file_path, max(level, logging.INFO)),
+        ("error", settings.error_file_path, logging.ERROR),
+    ]
     if level <= logging.DEBUG:
-        wanted.append(("debug.log", logging.DEBUG))
+        wanted.append(("debug", settings.debug_file_path, logging.DEBUG))
     handlers: list[logging.Handler] = []
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, least in wanted:
-            handler = _QuietRotatingFile(
-                directory / name,
-                maxBytes=int(settings.max_size_mb * limits.MIB),
-                backupCount=settings.backups,
-                encoding="utf-8",
-            )
-            handler.setLevel(least)
-            handler.setFormatter(JsonFormatter())
-            handlers.append(handler)
-    except OSError as error:
-        for opened in handlers:
-            opened.close()
-        raise ConfigError(
-            f"logging.directory = {directory}: can't be written: {error.strerror}"
-        ) from error
+    for name, own_path, least in wanted:
+        if own_path is not None:
+            path, key = own_path, f"logging.{name}_file_path"
+        elif settings.directory is not None:
+            path, key = settings.directory / f"{name}.log", "logging.directory"
+        else:
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handler = _QuietRotatingFile(path, settings)
+        except OSError as error:
+            for opened in handlers:
+                opened.close()
+            place = path.parent if key == "logging.directory" else path
+            raise ConfigError(f"{key} = {place}: can't be written: {error.strerror}") from error
+        handler.setLevel(least)
+        handler.setFormatter(JsonFormatter())
+        handlers.append(handler)
     return handlers
 
 

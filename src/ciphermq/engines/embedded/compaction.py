@@ -19,7 +19,7 @@ from ciphermq import limits
 from ciphermq.broker import Broker
 from ciphermq.broker.entries import Batch
 from ciphermq.engines.embedded.payloads import Payloads, segment_of
-from ciphermq.errors import CipherMQError, JournalError, Refused
+from ciphermq.errors import JournalError, PayloadDamaged, Refused
 from ciphermq.journal import Journal, Location
 from ciphermq.telemetry import get_logger
 
@@ -52,9 +52,9 @@ class Segments:
         self._starts.popleft()
         self._live.pop(segment, None)
 
-    def took(self, place: int) -> None:
+    def took(self, location: Location) -> None:
         """A batch has its bytes there."""
-        self._live[segment_of(place)] += 1
+        self._live[location.segment] += 1
 
     def freed(self, location: Location) -> None:
         """It has them there no longer."""
@@ -149,7 +149,7 @@ class Compactor:
             while not self._stopped and (segment := self._journal.oldest_due()) is not None:
                 await self._drop(segment)
         except (JournalError, Refused) as error:
-            # The journal has failed, which its own callback tells everybody.
+            # The journal has failed or is closing, of which its own callbacks tell everybody.
             self._stopped = True
             _log.error("compaction stopped", error=str(error))
         except Exception:
@@ -191,7 +191,7 @@ class Compactor:
             ):
                 continue
             error = future.exception()
-            if isinstance(error, CipherMQError):
+            if isinstance(error, PayloadDamaged):
                 if batch.place:
                     self._damaged(batch, error)
                 lsn = self._broker.copy(batch, None)
@@ -201,7 +201,7 @@ class Compactor:
             self.copied += 1
         await self._synced()
 
-    def _damaged(self, batch: Batch, error: CipherMQError) -> None:
+    def _damaged(self, batch: Batch, error: PayloadDamaged) -> None:
         _log.error(
             "a stored batch is damaged: only its name is kept, among the dead letters",
             batch_id=batch.batch_id,

@@ -18,7 +18,7 @@ from ciphermq.engines.embedded.outlets import Lane, delivery_of
 from ciphermq.engines.embedded.payloads import Payloads
 from ciphermq.engines.embedded.store import Store
 from ciphermq.engines.face import Delivery, Sink
-from ciphermq.errors import CipherMQError, Superseded, Unavailable
+from ciphermq.errors import PayloadDamaged, Superseded, Unavailable
 from ciphermq.telemetry import get_logger
 
 _TURN: Final = 256
@@ -166,7 +166,7 @@ class Dispatch:
             for held, future in zip(given, loading, strict=True):
                 try:
                     sealed = await future
-                except CipherMQError as error:
+                except PayloadDamaged as error:
                     if held.bits:
                         self._set_aside(held, error)
                     continue
@@ -187,7 +187,7 @@ class Dispatch:
         if self._store.events:
             self._store.tell("delivered", held.entry.batch.batch_id, messages)
 
-    def _set_aside(self, held: Held, error: CipherMQError) -> None:
+    def _set_aside(self, held: Held, error: PayloadDamaged) -> None:
         batch = held.entry.batch
         self.damaged += 1
         _log.error(

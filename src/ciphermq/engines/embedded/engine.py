@@ -29,8 +29,8 @@ from ciphermq.engines.embedded.fingerprint import Fingerprints, new_key
 from ciphermq.engines.embedded.inspection import peeked
 from ciphermq.engines.embedded.payloads import Payloads
 from ciphermq.engines.embedded.store import Event, Store, StoreOptions
-from ciphermq.engines.face import Delivery, Guarantees, Peeked, Publish, Published, Sink
-from ciphermq.errors import NotFound, Refused
+from ciphermq.engines.face import Delivery, Guarantees, Peeked, Publish, Published, Sealed, Sink
+from ciphermq.errors import NotFound, PayloadDamaged, Refused
 from ciphermq.model.bitmap import Bitmap
 from ciphermq.model.topology import Binding, ExchangeSpec, QueueInfo, QueueSpec
 from ciphermq.telemetry import get_logger
@@ -108,6 +108,7 @@ class EmbeddedEngine:
             on_failed=self._failed,
         )
         self._running = True
+        self._compactor.consider()
         self._dispatch.wake()
 
     async def stop(self) -> None:
@@ -117,10 +118,10 @@ class EmbeddedEngine:
         self._running = False
         self._dispatch.stop()
         await self._compactor.stop()
+        await self._loop.run_in_executor(None, self._payloads.close)
         # The journal's last callbacks are posted before this returns, and so run before it does.
         await self._loop.run_in_executor(None, self._store.journal.close)
         self._store.confirms.fail(self._store.unavailable)
-        await self._loop.run_in_executor(None, self._payloads.close)
 
     def _failed(self, error: Exception) -> None:
         _log.critical("the journal has failed: nothing is confirmed any more", error=str(error))
@@ -330,7 +331,7 @@ class EmbeddedEngine:
         loading = [self._payloads.load(entry.batch) for entry in entries]
         await asyncio.gather(*loading, return_exceptions=True)
         return [
-            peeked(entry, None if future.exception() else future.result())
+            peeked(entry, _bytes_of(future))
             for entry, future in zip(entries, loading, strict=True)
             if entry.live
         ]
@@ -384,3 +385,8 @@ class EmbeddedEngine:
         journal = msgspec.structs.asdict(store.journal.stats())
         found.update((f"journal_{name}", value) for name, value in journal.items())
         return found
+
+
+def _bytes_of(loaded: asyncio.Future[Sealed]) -> Sealed | None:
+    """None, if they are damaged."""
+    return None if isinstance(loaded.exception(), PayloadDamaged) else loaded.result()

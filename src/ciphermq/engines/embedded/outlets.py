@@ -14,7 +14,7 @@ from ciphermq import limits
 from ciphermq.broker.deliveries import Held
 from ciphermq.engines.embedded.payloads import Payloads, Result
 from ciphermq.engines.face import Delivery, Sealed, Sink
-from ciphermq.errors import CipherMQError
+from ciphermq.errors import PayloadDamaged, Unavailable
 
 
 class _Slot:
@@ -36,7 +36,7 @@ class Lane:
         payloads: Payloads,
         *,
         on_delivered: Callable[[Held], None],
-        on_damaged: Callable[[Held, CipherMQError], None],
+        on_damaged: Callable[[Held, PayloadDamaged], None],
         on_room: Callable[[object], None],
     ) -> None:
         self.sink = sink
@@ -80,9 +80,9 @@ class Lane:
             # It may have been taken back while its bytes were read.
             if not first.held.bits:
                 continue
-            if isinstance(first.result, CipherMQError):
+            if isinstance(first.result, PayloadDamaged):
                 self._on_damaged(first.held, first.result)
-            elif first.result is not None:
+            elif not isinstance(first.result, Unavailable | None):
                 self._deliver(first.held, first.result)
         if full and self._ahead < limits.READ_AHEAD:
             self._on_room(self.sink.owner)

@@ -17,7 +17,7 @@ from typing import Final
 from ciphermq import limits
 from ciphermq.broker.entries import Batch
 from ciphermq.engines.face import Sealed
-from ciphermq.errors import CipherMQError, PayloadDamaged, SegmentDropped
+from ciphermq.errors import PayloadDamaged, SegmentDropped, Unavailable
 from ciphermq.journal import Journal, Location
 
 _THREADS: Final = 4
@@ -31,9 +31,10 @@ _TRANSIENT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.E
 _TRANSIENT_TRIES: Final = 100
 _TRANSIENT_PAUSE: Final = 0.1
 
-Result = Sealed | CipherMQError
-"""The bytes, or `PayloadDamaged`, or why the journal could not be read at all."""
+Result = Sealed | PayloadDamaged | Unavailable
+"""The bytes, or why there are none: they are damaged, or the engine is stopping."""
 Callback = Callable[[Result], None]
+_Read = bytes | PayloadDamaged | SegmentDropped
 
 _OFFSET_SHIFT: Final = 32
 _SEGMENT_SHIFT: Final = 64
@@ -68,10 +69,9 @@ class Payloads:
         self._fresh_bytes = 0
         self._wanted: list[tuple[Batch, Callback]] = []
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="ciphermq-read")
+        self._closed = False
         self.reads = 0
         """Payloads read from disk."""
-        self.damaged = 0
-        """Of these, those that failed their checksum."""
 
     @property
     def fresh_bytes(self) -> int:
@@ -110,7 +110,7 @@ class Payloads:
         def done(result: Result) -> None:
             if future.done():
                 return
-            if isinstance(result, CipherMQError):
+            if isinstance(result, PayloadDamaged | Unavailable):
                 future.set_exception(result)
             else:
                 future.set_result(result)
@@ -147,19 +147,32 @@ class Payloads:
             unpack_place(place, batch.size) if place else None
             for place, (batch, _) in zip(places, job, strict=True)
         ]
+        if self._closed:
+            self._give_up(job)
+            return
         running = self._loop.run_in_executor(self._executor, self._read_all, locations)
-        running.add_done_callback(lambda done: self._end_job(job, places, done.result()))
 
-    def _read_all(self, locations: list[Location | None]) -> list[Result]:
+        def done(future: asyncio.Future[list[_Read]]) -> None:
+            if future.cancelled():
+                self._give_up(job)
+            else:
+                self._end_job(job, places, future.result())
+
+        running.add_done_callback(done)
+
+    def _read_all(self, locations: list[Location | None]) -> list[_Read]:
         return [self._read(location) for location in locations]
 
-    def _read(self, location: Location | None) -> Result:
+    def _read(self, location: Location | None) -> _Read:
+        """In a thread of the pool."""
         if location is None:
-            return PayloadDamaged("its bytes were lost before: only its name is left")
+            return PayloadDamaged("its bytes were damaged before: only its name is left")
         for _ in range(_TRANSIENT_TRIES):
             try:
                 return self._journal.read(location)
-            except CipherMQError as error:
+            except SegmentDropped as error:
+                return error
+            except PayloadDamaged as error:
                 problem = error
                 cause = error.__cause__
                 if not isinstance(cause, OSError) or cause.errno not in _TRANSIENT:
@@ -168,18 +181,24 @@ class Payloads:
         return problem
 
     def _end_job(
-        self, job: list[tuple[Batch, Callback]], places: list[int], results: list[Result]
+        self, job: list[tuple[Batch, Callback]], places: list[int], results: list[_Read]
     ) -> None:
         for (batch, callback), place, result in zip(job, places, results, strict=True):
-            # Copied elsewhere since, and its old segment deleted: read it there.
-            if isinstance(result, SegmentDropped) and batch.place != place:
-                self.read(batch, callback)
-                continue
             self.reads += 1
-            if isinstance(result, CipherMQError):
-                self.damaged += 1
-            callback(result)
+            if not isinstance(result, SegmentDropped):
+                callback(result)
+            elif batch.place != place:
+                # Copied elsewhere since, and its old segment deleted: read it there.
+                self.read(batch, callback)
+            else:
+                callback(PayloadDamaged(f"{result}, but this batch was not"))
+
+    def _give_up(self, job: list[tuple[Batch, Callback]]) -> None:
+        for _, callback in job:
+            callback(Unavailable("the broker is stopping: nothing is read any more"))
 
     def close(self) -> None:
-        """Wait for the reads under way; nothing is read any more."""
+        """Wait for the reads under way; nothing is read any more. Not for the event loop's
+        thread."""
+        self._closed = True
         self._executor.shutdown(wait=True, cancel_futures=True)

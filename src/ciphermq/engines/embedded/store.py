@@ -78,9 +78,8 @@ class Store:
                     self.segments.lost(decode_copy(meta).seq, lsn)
                 replay(lsn, kind, meta, 0, 0)
             else:
-                place = pack_place(location)
-                took(place)
-                replay(lsn, kind, meta, location.length, place)
+                took(location)
+                replay(lsn, kind, meta, location.length, pack_place(location))
             self.last_lsn = lsn
 
         broker.begin_replay(self._clock())
@@ -150,7 +149,7 @@ class Store:
                 continue
             place = pack_place(location) if location else 0
             if location:
-                segments.took(place)
+                segments.took(location)
             elif seq:
                 segments.lost(seq, lsn)
             batch = broker.batch(seq or lsn)

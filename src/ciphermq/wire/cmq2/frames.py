@@ -283,7 +283,7 @@ class List(Packed, frozen=True):
 
 
 class Status(Packed, frozen=True):
-    """OK: a map of maps: server, engine, journal, catalog."""
+    """OK: a map of maps: server, engine, journal, catalog, log."""
 
     TYPE: ClassVar = FrameType.STATUS
     request: int

@@ -67,7 +67,7 @@ class Cmq2Machine:
         self._filled = 0
         self._events: list[Frame] = []
         self._numbering = Numbering()
-        self._lengths = LENGTHS[role.peer, self.theirs]
+        self._note_states()
 
     # --- frames in, bytes out ---------------------------------------------------------------
 
@@ -77,7 +77,7 @@ class Cmq2Machine:
         Raises `LocalProtocolError` if this side may not send it now.
         """
         kind = frame.TYPE
-        most = LENGTHS[self.role, self.ours].get(kind)
+        most = self._sendable.get(kind)
         if most is None:
             raise LocalProtocolError(
                 f"a {self.role.value} whose direction is {self.ours.value} may not send {kind.name}"
@@ -92,7 +92,7 @@ class Cmq2Machine:
             self.ours = AFTER_OWN[self.ours, kind]
             if kind is FrameType.HELLO:  # of a CLOSE the peer may not know yet
                 self.theirs = AFTER_PEER.get((self.theirs, kind), self.theirs)
-                self._lengths = LENGTHS[self.role.peer, self.theirs]
+            self._note_states()
         return pieces
 
     # --- bytes in, frames out ---------------------------------------------------------------
@@ -166,7 +166,7 @@ class Cmq2Machine:
 
     def _admit(self, kind: int, length: int) -> None:
         """Refuse a frame by its first five bytes, before anything is kept or read for it."""
-        most = self._lengths.get(kind)
+        most = self._takeable.get(kind)
         if most is not None and 1 <= length <= most:
             return
         if kind not in RULES:
@@ -192,5 +192,10 @@ class Cmq2Machine:
         if frame.TYPE in _MOVING:
             self.theirs = AFTER_OWN[self.theirs, frame.TYPE]
             self.ours = AFTER_PEER.get((self.ours, frame.TYPE), self.ours)
-            self._lengths = LENGTHS[self.role.peer, self.theirs]
+            self._note_states()
         self._events.append(frame)
+
+    def _note_states(self) -> None:
+        """Look up what the states allow, once for all the frames until they move."""
+        self._sendable = LENGTHS[self.role, self.ours]
+        self._takeable = LENGTHS[self.role.peer, self.theirs]

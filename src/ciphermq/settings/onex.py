@@ -1,0 +1,60 @@
+"""The configuration files of CipherMQ 1.x, which start this server as they are.
+
+One is known by ``server.connection_type``: 1.x can't do without it, and nothing else has it. What
+it says keeps its meaning; what it can't say is set here, to what 1.x did, where the file itself
+does not say otherwise. So whoever adds one of our keys to it gets what the key says.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pydantic import Field
+
+from ciphermq.settings.section import Section
+
+MARK: Final = ("server", "connection_type")
+
+_IMPLIED: Final[dict[str, dict[str, Any]]] = {
+    "one_x": {"enabled": True, "tls_1_2": True},
+    # 1.x knows no revocation, and no grants.
+    "tls": {"crl_path": ""},
+    "access": {"allow_all": True},
+    # Its log files have paths of their own.
+    "logging": {"directory": ""},
+}
+_IMPLIED_BY_KEY: Final = {"storage": {"at_rest_key_path": ""}}
+"""Where there is an ``aes_key``, from which the key for the rest is derived."""
+
+
+class OnexSection(Section):
+    """``[one_x]``: clients of CipherMQ 1.x."""
+
+    enabled: bool = Field(
+        default=False,
+        description="true or false: the text protocol of 1.x on the same port; whoever uses it is "
+        "told apart by offering no protocol in TLS",
+    )
+    tls_1_2: bool = Field(
+        default=False, description="true or false: TLS 1.2 for them; cmq/2 is TLS 1.3 always"
+    )
+
+
+def is_onex_config(values: dict[str, Any]) -> bool:
+    """Whether a parsed file is one of 1.x."""
+    section = values.get(MARK[0])
+    return isinstance(section, dict) and bool(section.get(MARK[1]))
+
+
+def imply(values: dict[str, Any]) -> None:
+    """Add to a 1.x file's values what 1.x did without saying."""
+    implied = [_IMPLIED]
+    encryption = values.get("encryption")
+    if isinstance(encryption, dict) and {"aes_key", "aes_key_path"} & encryption.keys():
+        implied.append(_IMPLIED_BY_KEY)
+    for sections in implied:
+        for name, members in sections.items():
+            section = values.setdefault(name, {})
+            if isinstance(section, dict):
+                for key, value in members.items():
+                    section.setdefault(key, value)
