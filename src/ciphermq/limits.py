@@ -290,6 +290,15 @@ METADATA_FLUSH: Final = 0.25
 METADATA_PRUNE: Final = 600.0
 """How often metadata past its age is looked for."""
 
+DATABASE_TIMEOUT: Final = 10.0
+"""For one statement, or one attempt to connect: a database that takes longer is as good as away."""
+
+DATABASE_ROWS: Final = 1000
+"""Rows of metadata in one statement: some milliseconds of the event loop's time."""
+
+DATABASE_GRACE: Final = 10.0
+"""How long news of a 1.x message waits for the message itself, which is noted a moment later."""
+
 LOG_QUEUE: Final = 10_000
 """Log lines that wait for a slow disk or terminal before more are dropped (and counted)."""
 

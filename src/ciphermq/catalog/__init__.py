@@ -5,6 +5,7 @@ from __future__ import annotations
 from ciphermq.catalog.at_rest import AtRestKey
 from ciphermq.catalog.face import Catalog, KeyEntry, OnexPublication, Publication
 from ciphermq.catalog.onex import OnexAtRestKey
+from ciphermq.catalog.postgres import PostgresCatalog
 from ciphermq.catalog.sqlite import SqliteCatalog
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "KeyEntry",
     "OnexAtRestKey",
     "OnexPublication",
+    "PostgresCatalog",
     "Publication",
     "SqliteCatalog",
 ]

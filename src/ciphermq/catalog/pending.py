@@ -55,6 +55,8 @@ class MessageRow(msgspec.Struct):
     acked_ms: int | None = None
     """Last."""
     noted_ms: int = 0
+    missed_at: float | None = None
+    """No column: since when there was no row to add this to."""
 
 
 class News(NamedTuple):
@@ -160,6 +162,16 @@ class PendingMetadata:
         """So many rows that were taken are written, or given up."""
         with self._lock:
             self._in_hand -= rows
+
+    def put_back(self, messages: list[MessageRow]) -> None:
+        """Rows that were taken, and that can't be written before others come."""
+        with self._lock:
+            self._in_hand -= len(messages)
+            for old in messages:
+                row = self._messages.setdefault(old.internal_id, old)
+                row.delivered_ms = old.delivered_ms or row.delivered_ms
+                row.acked_ms = row.acked_ms or old.acked_ms
+                row.missed_at = old.missed_at
 
     def _room(self) -> bool:
         if len(self) < self._capacity:

@@ -96,8 +96,9 @@ MERGE_ROW: Final = f"""
         noted_ms = MAX(noted_ms, excluded.noted_ms)
 """  # noqa: S608  (only our own column count is put in)
 
-MERGE_MESSAGE: Final = """
-    INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+MESSAGE_WIDTH: Final = 9
+MERGE_MESSAGE: Final = f"""
+    INSERT INTO messages VALUES ({", ".join("?" * MESSAGE_WIDTH)})
     ON CONFLICT (internal_id) DO UPDATE SET
         message_id = COALESCE(message_id, excluded.message_id),
         client = COALESCE(client, excluded.client),

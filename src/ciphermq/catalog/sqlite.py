@@ -296,7 +296,8 @@ class SqliteCatalog:
         try:
             with _transaction(connection):
                 connection.executemany(schema.MERGE_ROW, map(astuple, news.batches))
-                connection.executemany(schema.MERGE_MESSAGE, map(astuple, news.messages))
+                messages = (astuple(row)[: schema.MESSAGE_WIDTH] for row in news.messages)
+                connection.executemany(schema.MERGE_MESSAGE, messages)
         except Exception as error:  # noqa: BLE001  (whatever it is, it must not take the keys along)
             self._counters.add("metadata_rows_failed", news.rows)
             if not self._failing:

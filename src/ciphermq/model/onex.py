@@ -39,7 +39,7 @@ FIRST_BYTE: Final = ord("{")
 _MEMBERS: Final = ("message_id", "receiver_client_id", "enc_session_key", "nonce", "ciphertext")
 _TAG: Final = "tag"
 _SENT_TIME: Final = "sent_time"
-_ID_LABEL: Final = b"CipherMQ/2 1.x message id\0"
+ID_LABEL: Final = b"CipherMQ/2 1.x message id\0"
 _NO_ID: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 """White space of any script and control characters."""
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
@@ -118,7 +118,7 @@ def internal_id(message_id: str) -> bytes:
     ones, and none is ever a batch id, which is a UUIDv7. 122 bits of SHA-256, so two texts with
     the same one are not found by chance, nor by trying.
     """
-    found = bytearray(hashlib.sha256(_ID_LABEL + message_id.encode()).digest()[:16])
+    found = bytearray(hashlib.sha256(ID_LABEL + message_id.encode()).digest()[:16])
     found[6] = found[6] & 0x0F | 0x80
     found[8] = found[8] & 0x3F | 0x80
     return bytes(found)
