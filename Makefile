@@ -14,7 +14,7 @@ LOCK   := $(VENV)/lock/bin/pip-compile --quiet --strip-extras --generate-hashes 
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench docs lock clean
+.PHONY: help demo test services lint format bench docs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,8 +22,24 @@ help: ## this list
 demo: $(VENV)/.run ## 100,000 messages through a broker that is killed on the way
 	@$(BIN)/ciphermq demo $(ARGS)
 
-test: $(VENV)/.dev ## the whole suite, kills and all (ARGS='-k journal' for a part)
+test: $(VENV)/.dev services ## the whole suite, kills and all (ARGS='-k journal' for a part)
 	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+
+# Root on Debian gets it, without the cluster that the package would make and start by itself.
+services: ## the PostgreSQL that tests start for themselves
+	@if ! compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null && ! command -v initdb >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing PostgreSQL"; \
+	    install -d /etc/postgresql-common; \
+	    [ -e /etc/postgresql-common/createcluster.conf ] || \
+	      echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.conf; \
+	    apt-get update -qq && apt-get install -qq --yes --no-install-recommends postgresql >/dev/null; \
+	  elif [ "$${CI:-}" = true ]; then \
+	    echo "PostgreSQL is missing (on Debian: apt install postgresql)" >&2; exit 1; \
+	  else \
+	    echo "Without PostgreSQL its tests are skipped (on Debian: apt install postgresql)"; \
+	  fi; \
+	fi
 
 lint: $(VENV)/.dev ## style, types, the arrows between the rooms
 	@$(BIN)/ruff check .

@@ -59,11 +59,14 @@ class PostgresPool:
                 ssl=self._tls(),
                 timeout=_TIMEOUT,
                 command_timeout=_TIMEOUT,
-                min_size=1,
+                min_size=0,
                 max_size=database.connections,
                 server_settings=_SERVER_SETTINGS,
             )
+            async with self.connection():
+                pass
         except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            await self.stop()
             raise self.failed(error) from None
 
     async def stop(self) -> None:

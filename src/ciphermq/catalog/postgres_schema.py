@@ -36,7 +36,7 @@ ONEX_TABLES: Final = {
 # decode() takes the text's bytes as they are, once its backslashes are doubled; convert_to() would
 # not do in an index, since it is not immutable.
 _HASH: Final = (
-    f"sha256('\\x{ID_LABEL.hex()}'::bytea || decode(replace({{column}}, '\\', '\\\\'), 'escape'))"  # noqa: E501
+    f"sha256('\\x{ID_LABEL.hex()}'::bytea || decode(replace({{column}}, '\\', '\\\\'), 'escape'))"
 )
 _HEAD: Final = f"substring({_HASH} from 1 for 6)"
 _TAIL: Final = f"substring({_HASH} from 10 for 7)"
@@ -125,8 +125,8 @@ PUT_KEY: Final = """
 """Nothing comes back when it is not newer."""
 
 _ONEX_KEY: Final = "public_key_ciphertext, nonce, tag FROM public_keys"
-GET_ONEX_KEY: Final = f"SELECT {_ONEX_KEY} WHERE client_id = $1"  # noqa: S608
-SOME_ONEX_KEYS: Final = f"SELECT client_id, {_ONEX_KEY} LIMIT 20"  # noqa: S608
+GET_ONEX_KEY: Final = f"SELECT {_ONEX_KEY} WHERE client_id = $1"
+SOME_ONEX_KEYS: Final = f"SELECT client_id, {_ONEX_KEY} LIMIT 20"
 PUT_ONEX_KEY: Final = """
     INSERT INTO public_keys (client_id, public_key_ciphertext, nonce, tag) VALUES ($1, $2, $3, $4)
     ON CONFLICT (client_id) DO UPDATE SET
@@ -198,7 +198,8 @@ UPDATE_MESSAGES: Final = f"""
     UPDATE message_metadata AS m SET
         delivered_time = COALESCE(m.delivered_time, e.delivered),
         acknowledged_time = COALESCE(e.acked, m.acknowledged_time)
-    FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[]) AS e (head, tail, delivered, acked)
+    FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::text[])
+        AS e (head, tail, delivered, acked)
     WHERE {_TAIL.format(column="m.message_id")} = e.tail
         AND {_HEAD.format(column="m.message_id")} = e.head
     RETURNING e.head, e.tail

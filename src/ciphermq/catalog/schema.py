@@ -108,7 +108,7 @@ MERGE_MESSAGE: Final = f"""
         delivered_ms = COALESCE(delivered_ms, excluded.delivered_ms),
         acked_ms = COALESCE(excluded.acked_ms, acked_ms),
         noted_ms = MAX(noted_ms, excluded.noted_ms)
-"""
+"""  # noqa: S608  (as above)
 
 TRACE: Final = f"SELECT {', '.join(TRACE_COLUMNS)} FROM batches WHERE batch_id = ?"  # noqa: S608
 

@@ -10,7 +10,7 @@ import time
 
 from ciphermq import limits
 from ciphermq.broker import BrokerLimits
-from ciphermq.catalog import AtRestKey, SqliteCatalog
+from ciphermq.catalog.configured import configured_catalog
 from ciphermq.cli.output import print_json
 from ciphermq.engines.embedded import EmbeddedEngine, EmbeddedOptions
 from ciphermq.errors import CertificateError, ClockWrong
@@ -37,15 +37,14 @@ async def serve(settings: ServerSettings, logs: Logging, *, as_json: bool) -> No
 
 
 def assemble(settings: ServerSettings, logs: Logging) -> Server:
-    """A server with the embedded engine and the SQLite catalog, as configured; not started.
+    """A server with the embedded engine and the catalog that is configured; not started.
 
     Raises what is wrong with its files, before anything is opened for writing.
     """
     _check_dates(settings)
     storage = settings.storage
-    key = AtRestKey.load(storage.at_rest_key_path)
+    catalog = configured_catalog(settings)
     storage.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    catalog = SqliteCatalog(storage.catalog_path, key, metadata_days=storage.metadata_days)
     bounds, delivery = settings.limits, settings.delivery
     broker = BrokerLimits(
         max_queues=bounds.max_queues,
