@@ -24,8 +24,7 @@ _ALWAYS: Final = {
 _HEAD: Final = """\
 # CipherMQ server. Relative paths are relative to this file.
 # Any value can be overridden by the environment: CIPHERMQ_SECTION__KEY, such as
-# CIPHERMQ_SERVER__ADDRESS. Commented keys show their defaults; a section that is commented out
-# as a whole means something by being there.
+# CIPHERMQ_SERVER__ADDRESS. Commented keys show their defaults; commented sections are absent.
 """
 
 
