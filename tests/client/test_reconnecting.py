@@ -240,8 +240,9 @@ async def test_a_connection_is_replaced_while_it_is_used(
         assert await sending == len(payloads)
         assert seen == payloads
         assert redelivered == 0
-        assert alice.connections > 2
-        assert bob.connections > 2
+        # How often depends on how much is under way when a connection is asked to be replaced.
+        assert alice.connections > 1
+        assert bob.connections > 1
         await broker.until(lambda broker: broker.server.listener.connections == 2)
         assert broker.counter("publishes_returned") == 0
         await alice.close()
