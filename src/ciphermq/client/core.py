@@ -137,7 +137,7 @@ class Core:
         session = session or await self.line.session(self.patience.request)
         der = await session.ask(frames.CrlGet)
         try:
-            return await asyncio.to_thread(self.identity.install_crl, bytes(der))
+            return await asyncio.to_thread(self.identity.install_crl, der)
         except ReceiverFault as error:
             _log.warning("the broker's revocation list was not taken", error=str(error))
             return False
@@ -158,7 +158,7 @@ class Core:
         session = session or await self.line.session(self.patience.request)
         record = await asyncio.to_thread(self.identity.key_record, now_ms())
         try:
-            known = bytes(await session.ask(frames.KeyGet, client=self.name))
+            known = await session.ask(frames.KeyGet, client=self.name)
         except NotFound:
             known = b""
         if known != record:

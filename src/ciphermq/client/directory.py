@@ -61,12 +61,12 @@ class Directory:
                 f"receives (`ciphermq receive` there, or `ciphermq keys renew`). {error}"
             ) from error
         try:
-            return await self._accept(client, bytes(answer))
+            return await self._accept(client, answer)
         except RevocationListStale:
             # Ours has run out; the broker may have the next one.
             if not await core.refresh_crl():
                 raise
-            return await self._accept(client, bytes(answer))
+            return await self._accept(client, answer)
 
     def forget(self, client: str) -> None:
         """Ask again next time."""
