@@ -120,6 +120,17 @@ def test_an_error_while_opening_names_the_file() -> None:
         Owner(disk)
 
 
+def test_a_reserve_that_cannot_be_made_stops_the_start_and_leaves_nothing_open() -> None:
+    disk = SimDisk()
+    Owner(disk).journal.close()
+    disk.fault = lambda name, _: OSError(errno.EIO, "broken") if name == "preallocate" else None
+    with pytest.raises(JournalFailed):
+        Owner(disk, reserve=10 * KIB)
+    assert disk._open == {}
+    disk.fault = None
+    Owner(disk, reserve=10 * KIB).journal.close()
+
+
 # --- the directory vanishes --------------------------------------------------------------------
 
 

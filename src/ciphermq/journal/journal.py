@@ -31,7 +31,13 @@ from ciphermq.errors import JournalFailed, UsageError
 from ciphermq.journal.files import Buffer, Files, OsFiles
 from ciphermq.journal.format import BLOCK_SIZE, Entry, Location
 from ciphermq.journal.ledger import Ledger
-from ciphermq.journal.recovery import SMALLEST_SEGMENT, RecoveryReport, Replay, recover
+from ciphermq.journal.recovery import (
+    SMALLEST_SEGMENT,
+    Recovered,
+    RecoveryReport,
+    Replay,
+    recover,
+)
 from ciphermq.journal.repair import check_repaired
 from ciphermq.journal.reserve import Reserve
 from ciphermq.journal.segments import Readers, lock_directory
@@ -126,6 +132,7 @@ class Journal:
             self._lock_fd = lock_directory(self._files, self._directory)
             check_repaired(self._files, self._directory)
             recovered = recover(self._files, self._directory, replay, self._ledger)
+            self._go_on_after(recovered)
             self._reserve.open()
         except OSError as error:
             self.close()
@@ -133,6 +140,9 @@ class Journal:
         except BaseException:
             self.close()
             raise
+        return recovered.report
+
+    def _go_on_after(self, recovered: Recovered) -> None:
         self._next_lsn = recovered.last_lsn + 1
         if recovered.tail is not None:
             self._room = self._segment_size - recovered.tail.end
@@ -146,7 +156,6 @@ class Journal:
             readers=self._readers,
             max_group=self._max_group,
         )
-        return recovered.report
 
     def start(
         self,
@@ -201,7 +210,7 @@ class Journal:
     def append(
         self, kind: int, meta: bytes, payload: Buffer | None = None, *, essential: bool = False
     ) -> int:
-        """Add a record to the end of the log; its lsn. Never waits.
+        """Add a record to the end of the log; its lsn. Does not wait for the disk.
 
         `kind` is 1 to 255. `payload` is not copied and must not change. When the disk is full,
         records with a payload are refused unless `essential`: set that for copies that let a
