@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sqlite3
+import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -252,7 +255,7 @@ def test_files_that_are_no_inbox(tmp_path: Path) -> None:
     garbage.write_bytes(b"this is not a database" * 100)
     with pytest.raises(InboxError, match=r"garbage\.db.*not a database"):
         Inbox(garbage)
-    with pytest.raises(InboxError, match="unable to open"):
+    with pytest.raises(InboxError, match="No such file"):
         Inbox(tmp_path / "missing" / "inbox.db")
 
 
@@ -530,3 +533,29 @@ class ExactlyOnce(RuleBasedStateMachine):
 
 
 TestExactlyOnce = ExactlyOnce.TestCase
+
+
+def test_its_file_is_closed_to_others_before_anything_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opened it in a moment when it was open to all could read on for ever."""
+    path = tmp_path / "inbox.db"
+    modes: list[int] = []
+    real = sqlite3.connect
+
+    def watching(where: Path, **options: Any) -> sqlite3.Connection:
+        connection = real(where, **options)
+        connection.execute("PRAGMA schema_version")  # SQLite makes a file when it needs one
+        modes.append(stat.S_IMODE(path.stat().st_mode))
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", watching)
+    before = os.umask(0)
+    try:
+        with Inbox(path, store_payloads=True) as inbox:
+            inbox.admit([arrival()], Teller(inbox))
+            modes += [stat.S_IMODE(each.stat().st_mode) for each in tmp_path.iterdir()]
+    finally:
+        os.umask(before)
+    assert len(modes) == 5  # the database twice, its log, its index, the lock
+    assert set(modes) == {0o600}
