@@ -11,11 +11,13 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ciphermq import limits
 from ciphermq.custody import disk
 from ciphermq.errors import CipherMQError, UsageError
+
+_PAGE_SIZE: Final = 32 * limits.KIB
 
 Failure = Callable[[str], CipherMQError]
 """Makes the error of the store in question out of a sentence."""
