@@ -214,7 +214,7 @@ async def test_a_road_that_breaks_all_the_time_loses_and_repeats_nothing(
         await receiver
         chopping.cancel()
         await asyncio.gather(chopping, return_exceptions=True)
-        assert road.connections > 4
+        assert road.connections > 2
     assert seen == payloads
 
 
