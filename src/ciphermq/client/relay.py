@@ -37,6 +37,7 @@ from ciphermq.errors import (
     ConnectionLost,
     ResourceLimit,
     StoreError,
+    UsageError,
 )
 from ciphermq.telemetry import get_logger
 
@@ -80,7 +81,7 @@ class Relay:
         self._progress = progress
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ciphermq-outbox")
-        self._rows: Rows
+        self._store: Rows | None = None
         self._lock: int | None = None
         self._routes: dict[int, Route] = {}
         self._lanes: dict[int, Lane] = {}
@@ -107,7 +108,7 @@ class Relay:
         Raises what keeps it from being sent, unless the relay is patient.
         """
         if self._task is None:
-            raise StoreError("the relay has not begun: use it as `async with`")
+            raise UsageError("the relay has not begun: use it as `async with`")
         empty: asyncio.Future[None] = self._loop.create_future()
         # Not the round that is going on: it may have looked before the last message was added.
         self._waiters.append((self._round + 1, empty))
@@ -117,7 +118,7 @@ class Relay:
 
     async def __aenter__(self) -> Self:
         try:
-            self._rows = await self._in_thread(Rows, self._path)
+            self._store = await self._in_thread(Rows, self._path)
             self._lock = await self._in_thread(_lock, self._path)
             await self._in_thread(self._rows.claim, self._name)
             self._routes = await self._in_thread(self._rows.routes)
@@ -155,11 +156,17 @@ class Relay:
             raise failure
 
     async def _close_store(self) -> None:
-        if hasattr(self, "_rows"):
-            await self._in_thread(self._rows.close)
+        if self._store is not None:
+            await self._in_thread(self._store.close)
         if self._lock is not None:
             os.close(self._lock)
         self._thread.shutdown(wait=False)
+
+    @property
+    def _rows(self) -> Rows:
+        if self._store is None:
+            raise UsageError("the relay has not begun: use it as `async with`")
+        return self._store
 
     async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._loop.run_in_executor(self._thread, lambda: call(*args, **kwargs))
@@ -222,10 +229,10 @@ class Relay:
         room = {route: self._room(route) for route in self._routes}
         # A batch that waits to be sent again goes before those that come after it.
         room |= {route: 0 for route, rows in self._unsent.items() if rows}
-        waiting = await self._in_thread(self._rows.waiting, room)
+        waiting = await self._in_thread(self._rows.waiting, room, _TOGETHER)
         sealed: list[Sealing] = []
         lost: list[Losing] = []
-        for each in waiting[:_TOGETHER]:
+        for each in waiting:
             if self._held(each.route):
                 continue
             try:
