@@ -167,3 +167,26 @@ def test_threads_read_while_segments_are_dropped() -> None:
         thread.join()
     assert wrong == []
     assert owner.journal.oldest_due() is None
+    shown = {segment_path(DIRECTORY, segment) for segment in list_segments(disk, DIRECTORY)}
+    assert {path for _, path in disk._open.values()} <= {*shown, DIRECTORY}
+
+
+def test_large_snapshots_do_not_make_the_log_turn_in_circles() -> None:
+    owner = Owner(SimDisk())
+    owner.padding = bytes(6 * KIB)
+    for i in range(40):
+        owner.append(1, b"meta %d" % i, bytes(300))
+    owner.drain()
+    stats = owner.journal.stats()
+    assert stats.live * 3 < stats.size
+    assert owner.journal.oldest_due() is None
+
+
+def test_a_snapshot_as_large_as_a_segment_does_not_come_with_each_record() -> None:
+    disk = SimDisk()
+    owner = Owner(disk)
+    owner.padding = bytes(12 * KIB)
+    for _ in range(40):
+        owner.append(1, b"meta", bytes(300))
+    owner.drain()
+    assert len(list_segments(disk, DIRECTORY)) < 5
