@@ -73,15 +73,8 @@ class Directory:
         self._known.pop(client, None)
 
     async def _accept(self, client: str, record: bytes) -> VerifiedRecord:
-        identity = self._core.identity
         # In a thread, since it locks, reads and may write the trust file.
-        return await asyncio.to_thread(
-            identity.trust.accept,
-            record,
-            expected_client=client,
-            verifier=identity.verifier,
-            now_ms=now_ms(),
-        )
+        return await asyncio.to_thread(self._core.identity.accept, record, client, now_ms())
 
     def _fresh(self, client: str) -> ReceiverKey | None:
         known = self._known.get(client)
