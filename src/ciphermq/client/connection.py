@@ -331,11 +331,13 @@ class Client:
 
     async def close(self, error: BaseException | None = None) -> None:
         """End everything in order: receivers give back what isn't done, senders wait for their
-        confirmations. `error` is why the program ends, for messages that are in hand."""
+        confirmations. `error` is why the program ends, for messages that are in hand; when it was
+        cancelled or interrupted, confirmations are not waited for."""
+        hurried = error is not None and not isinstance(error, Exception)
         try:
             for receiver in self._receivers:
                 await receiver.close(error)
-            async with asyncio.timeout(self._core.patience.close):
+            async with asyncio.timeout(0 if hurried else self._core.patience.close):
                 for sender in self._senders:
                     await sender.close()
         except TimeoutError:

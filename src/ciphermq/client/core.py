@@ -59,7 +59,11 @@ class Core:
         return self.identity.name
 
     async def start(self, wait: float) -> None:
-        """See `Line.start`."""
+        """See `Line.start`. Raises `CertificateError` before anything else when the own
+        certificate doesn't count now: the broker would refuse it with fewer words."""
+        await asyncio.to_thread(self.identity.check, now_ms())
+        for warning in self.identity.warnings(now_ms()):
+            _log.warning(warning)
         await self.line.start(wait)
         self._round = asyncio.get_running_loop().create_task(self._rounds())
 
