@@ -22,6 +22,7 @@ from ciphermq.errors import (
     UnknownReceiver,
     Unroutable,
     UsageError,
+    WaitTimeout,
 )
 from ciphermq.model.message import OutgoingMessage
 from support.broker import Broker
@@ -217,6 +218,18 @@ async def test_what_is_too_late_is_put_aside_and_the_rest_goes_on(
         (failed,) = outbox.failed()
         assert (failed.receivers, failed.count, failed.code) == (("bob",), 1, "batch-expired")
     assert await received(bob, 1) == [b"in time"]
+
+
+async def test_an_outbox_is_not_waited_for_longer_than_said(
+    broker: Broker, alice: Client, bob: Client, path: Path
+) -> None:
+    with Outbox(path) as outbox:
+        outbox.add(b"x", to="bob")
+        await broker.stop()
+        with pytest.raises(WaitTimeout, match=r"outbox\.db was confirmed.*0\.3 s.*no connection"):
+            await alice.drain(outbox, limit=0.3)
+        await broker.start()
+        assert await alice.drain(outbox, limit=20) == 1
 
 
 async def test_sealed_batches_are_relayed_by_who_sealed_them(

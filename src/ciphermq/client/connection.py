@@ -202,13 +202,16 @@ class Client:
             progress=progress,
         )
 
-    async def drain(self, outbox: Outbox, progress: Progress | None = None) -> int:
+    async def drain(
+        self, outbox: Outbox, *, limit: float | None = None, progress: Progress | None = None
+    ) -> int:
         """Send everything that is in `outbox`, and wait until it is confirmed; how many messages.
 
-        Raises what keeps any from being sent; what isn't confirmed stays in the Outbox.
+        Raises what keeps any from being sent, and `WaitTimeout` after `limit` seconds; what isn't
+        confirmed stays in the Outbox.
         """
         async with self.relay(outbox, patient=False, progress=progress) as relay:
-            await relay.drained()
+            await relay.drained(limit)
             return relay.confirmed
 
     # --- keys -----------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from ciphermq.errors import (
     ResourceLimit,
     StoreError,
     UsageError,
+    WaitTimeout,
 )
 from ciphermq.telemetry import get_logger
 
@@ -102,19 +103,26 @@ class Relay:
 
     # --- for its users ------------------------------------------------------------------------
 
-    async def drained(self) -> None:
+    async def drained(self, limit: float | None = None) -> None:
         """Wait until everything that is promised has been confirmed.
 
-        Raises what keeps it from being sent, unless the relay is patient.
+        Raises what keeps it from being sent, unless the relay is patient; `WaitTimeout` after
+        `limit` seconds.
         """
         if self._task is None:
             raise UsageError("the relay has not begun: use it as `async with`")
         empty: asyncio.Future[None] = self._loop.create_future()
         # Not the round that is going on: it may have looked before the last message was added.
         self._waiters.append((self._round + 1, empty))
-        await asyncio.wait((empty, self._task), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((empty, self._task), timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         if self._task.done():
             self._task.result()
+        elif not empty.done():
+            empty.cancel()
+            why = str(self._error) if self._any_held() else self._publisher.why()
+            raise WaitTimeout(
+                f"not all of the outbox {self._path} was confirmed within {limit:g} s: {why}"
+            )
 
     async def __aenter__(self) -> Self:
         try:
