@@ -100,7 +100,7 @@ def test_a_table_and_where_to_look_next(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_in_the_middle_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
-    process = start(tmp_path, "--messages", "2000000")
+    process = start(tmp_path, "--messages", "300000")
     until(lambda: any(" receive " in each for each in processes_in(tmp_path)), "a receiver")
     process.send_signal(number)
     process.communicate(timeout=30)
@@ -111,7 +111,7 @@ def test_a_signal_in_the_middle_leaves_nothing(number: signal.Signals, tmp_path:
 
 
 def test_killed_itself_it_takes_its_processes_along(tmp_path: Path) -> None:
-    process = start(tmp_path, "--messages", "2000000")
+    process = start(tmp_path, "--messages", "300000")
     until(lambda: any(" receive " in each for each in processes_in(tmp_path)), "a receiver")
     process.kill()
     process.communicate(timeout=30)
