@@ -12,7 +12,7 @@ from ciphermq.settings.server import (
     StorageSection,
     TlsSection,
 )
-from ciphermq.settings.source import load_server_settings
+from ciphermq.settings.source import check_files, load_server_settings
 from ciphermq.settings.template import render_config
 from ciphermq.settings.values import Address
 
@@ -26,6 +26,7 @@ __all__ = [
     "ServerSettings",
     "StorageSection",
     "TlsSection",
+    "check_files",
     "load_server_settings",
     "render_config",
 ]
