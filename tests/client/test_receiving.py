@@ -315,7 +315,7 @@ async def test_stopping_lets_handlers_finish_and_cancelling_does_not(
 
 
 async def test_nothing_comes_within_the_time_out(bob: Client) -> None:
-    with pytest.raises(WaitTimeout, match=r"no message came in queue 'bob' in time.*is up"):
+    with pytest.raises(WaitTimeout, match=r"no message came in queue 'bob' within 0\.1 s.*is up"):
         async with bob.receiver(timeout=0.1) as messages:
             await messages.next()
 

@@ -216,7 +216,7 @@ class Receiver:
                 else:
                     self._shelf.tell()
                     left = None if deadline is None else max(0.0, deadline - self._loop.time())
-                    await self._source.wait(self._shelf.next_due(), left)
+                    await self._source.wait(self._shelf.next_due(), left, self._timeout)
             return None
 
     # --- telling --------------------------------------------------------------------------------
