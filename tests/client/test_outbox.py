@@ -221,15 +221,19 @@ async def test_what_is_too_late_is_put_aside_and_the_rest_goes_on(
 
 
 async def test_an_outbox_is_not_waited_for_longer_than_said(
-    broker: Broker, alice: Client, bob: Client, path: Path
+    broker: Broker, join: Join, bob: Client, path: Path
 ) -> None:
-    with Outbox(path) as outbox:
-        outbox.add(b"x", to="bob")
-        await broker.stop()
-        with pytest.raises(WaitTimeout, match=r"outbox\.db was confirmed.*0\.3 s.*no connection"):
-            await alice.drain(outbox, limit=0.3)
-        await broker.start()
-        assert await alice.drain(outbox, limit=20) == 1
+    async with Chopper(broker.port) as road:
+        alice = await join("alice", road.url, close_timeout=0.1)
+        await alice.key_record("bob")
+        with Outbox(path) as outbox:
+            outbox.add(b"x", to="bob")
+            road.answers = False
+            with pytest.raises(WaitTimeout, match=r"outbox\.db was confirmed within 0\.3 s: "):
+                await alice.drain(outbox, limit=0.3)
+            road.answers = True
+            road.cut()
+            assert await alice.drain(outbox, limit=20) == 1
 
 
 async def test_sealed_batches_are_relayed_by_who_sealed_them(
