@@ -58,6 +58,8 @@ Snapshot = Callable[[], tuple[int, bytes]]
 
 MAX_SIZE: Final = 1 << 30
 """Of a segment, a group, a record: so all lengths and offsets stay below 2**32."""
+_NO_ROOM: Final = -(1 << 62)
+"""So that nothing that is given back makes room: the next record begins a segment."""
 
 
 class JournalStats(msgspec.Struct, frozen=True):
@@ -113,6 +115,7 @@ class Journal:
         self._room = 0  # bytes left in the last segment that was begun
         self._rotations = 0  # segments begun, counted as the writer does
         self._refunded = 0  # of what the writer gave back in this segment, seen so far
+        self._tail_ended = False  # before it was full, since space became short
         self._next_lsn = 1
         self._appended_bytes = 0
         self._closed = False
@@ -288,7 +291,15 @@ class Journal:
         """The oldest segment, when it is worth dropping: append again (`essential`) what is live
         in it, wait until that is durable, then `drop_oldest`. None when there is nothing to do.
         """
-        return self._ledger.due(urgent=not self._reserve.whole)
+        urgent = not self._reserve.whole or (self._writer is not None and self._writer.short)
+        if urgent and not self._tail_ended and self._ledger.tail_due(room=self._reserve.held):
+            # A disk of little more than one segment: it could never be emptied, since the tail
+            # is not dropped. Once while space is short, or copies of copies would use it up.
+            self._tail_ended = True
+            self._room = _NO_ROOM
+        elif not urgent:
+            self._tail_ended = False
+        return self._ledger.due(urgent=urgent)
 
     def drop_oldest(self, segment: int) -> Future[None]:
         """Delete the oldest segment, after all that was appended before is durable."""
