@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from ciphermq.client import Client, Inbox, Outbox
-from ciphermq.client.outbox_rows import Rows
+from ciphermq.client.outbox_rows import Rows, SealedRow
 from ciphermq.client.publisher import Publisher
+from ciphermq.client.relay import Relay
 from ciphermq.errors import (
     BatchExpired,
     BatchTooLarge,
@@ -204,6 +206,73 @@ async def test_a_refusal_of_what_is_sealed_can_be_mended_too(
             await relay.drained()
     async with bob.receiver("later", limit=1, timeout=10) as messages:
         assert [message.payload async for message in messages] == [b"x"]
+
+
+async def test_what_comes_back_while_the_next_is_read_from_the_outbox_goes_first(
+    monkeypatch: pytest.MonkeyPatch, alice: Client, bob: Client, path: Path
+) -> None:
+    """Else the next one's bytes would go in its name, and it would count as confirmed."""
+    monkeypatch.setattr("ciphermq.limits.OUTBOX_HOLD", 0.1)
+    payloads = [b"first" * 80_000, b"second" * 80_000]
+    mended = threading.Event()
+    declaring: list[asyncio.Task[None]] = []
+    load, landed = Rows.load, Relay._landed
+    loads: list[int] = []
+
+    def slow_load(rows: Rows, seq: int) -> bytes:
+        loads.append(seq)
+        if len(loads) == 2:
+            assert mended.wait(10)
+        return load(rows, seq)
+
+    def landed_and_mended(relay: Relay, row: SealedRow, error: BaseException | None) -> None:
+        landed(relay, row, error)
+        if not declaring:
+            assert isinstance(error, Unroutable)
+            declaring.append(asyncio.create_task(bob.declare_queue("later")))
+            declaring[0].add_done_callback(lambda _: mended.set())
+
+    with Outbox(path) as outbox:
+        outbox.add_many(payloads, to="bob", queue="later")
+        with monkeypatch.context() as patch:
+            patch.setattr(Publisher, "send", _killed)
+            with pytest.raises(Killed):
+                await alice.drain(outbox)
+        monkeypatch.setattr(Rows, "load", slow_load)
+        monkeypatch.setattr(Relay, "_landed", landed_and_mended)
+        async with alice.relay(outbox) as relay:
+            await relay.drained(10)
+    async with bob.receiver("later", limit=2, timeout=10) as messages:
+        assert [message.payload async for message in messages] == payloads
+
+
+async def test_a_patient_relay_outlives_a_full_disk(
+    monkeypatch: pytest.MonkeyPatch, alice: Client, bob: Client, path: Path
+) -> None:
+    monkeypatch.setattr("ciphermq.limits.OUTBOX_HOLD", 0.01)
+    move, failures = Rows.move, iter([True, True, False, True])
+
+    def full_at_times(rows: Rows, **changes: Any) -> Any:
+        if next(failures, False):
+            raise StoreError("database or disk is full")
+        return move(rows, **changes)
+
+    monkeypatch.setattr(Rows, "move", full_at_times)
+    with Outbox(path) as outbox:
+        outbox.add(b"x", to="bob")
+        async with alice.relay(outbox) as relay:
+            await relay.drained(10)
+        assert outbox.promised == 0
+        assert next(failures, None) is None  # the last one was the note of the confirmation
+        monkeypatch.setattr(Rows, "move", _killed_by_disk)
+        outbox.add(b"y", to="bob")
+        with pytest.raises(StoreError, match="full"):
+            await alice.drain(outbox)
+    assert await received(bob, 1) == [b"x"]
+
+
+def _killed_by_disk(*_: Any, **__: Any) -> Any:
+    raise StoreError("database or disk is full")
 
 
 async def test_what_is_too_late_is_put_aside_and_the_rest_goes_on(
