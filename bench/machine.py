@@ -84,6 +84,20 @@ def sync_times(directory: Path, *, size: int = 4096, rounds: int = 300) -> list[
     return times
 
 
+def sync_speed(directory: Path, *, size: int = 4 << 20, rounds: int = 64) -> float:
+    """MB/s of a growing file that is synced after every `size` bytes: no journal can be faster."""
+    path = directory / "speed-probe"
+    block = os.urandom(size)
+    with path.open("wb", buffering=0) as file:
+        start = time.perf_counter()
+        for _ in range(rounds):
+            file.write(block)
+            os.fdatasync(file.fileno())
+        took = time.perf_counter() - start
+    path.unlink()
+    return round(size * rounds / took / 1e6)
+
+
 def percentiles(seconds: list[float]) -> dict[str, float]:
     """Milliseconds at p50, p99 and most."""
     ordered = sorted(seconds)

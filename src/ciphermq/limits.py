@@ -336,7 +336,7 @@ SEND_WINDOW: Final = 16
 """Unconfirmed batches a client has under way, unless its server allows fewer: enough for a few
 groups of the journal, few enough that a killed sender has little to say again."""
 
-SEND_BATCH: Final = 256 * KIB
+SEND_BATCH: Final = 512 * KIB
 """Plaintext a sender puts into one batch while more is waiting. Sealing has cost its share by
 then, and sender, broker and receiver work on different batches at the same time."""
 

@@ -519,4 +519,4 @@ class BrokerMachine(RuleBasedStateMachine):
 
 
 TestBroker = BrokerMachine.TestCase
-TestBroker.settings = settings(max_examples=150, stateful_step_count=60)
+TestBroker.settings = settings(stateful_step_count=60)

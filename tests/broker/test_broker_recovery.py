@@ -5,7 +5,7 @@ from broker_rig import START, Connection, ListLog, Rig
 
 from ciphermq.broker import Broker
 from ciphermq.broker.records import Kind, encode
-from ciphermq.errors import JournalDamaged
+from ciphermq.errors import BadRequest, JournalDamaged
 from ciphermq.model.topology import Binding, ExchangeSpec, ExchangeType, QueueSpec
 
 
@@ -64,6 +64,22 @@ def test_what_waited_over_a_restart_may_have_been_given_out() -> None:
     first, second = rig.fetch(Connection(), messages=2)
     assert (first.redelivered, first.redeliveries) == (True, 0)
     assert not second.redelivered
+
+
+def test_a_late_ack_from_before_the_restart_settles_nothing() -> None:
+    rig = Rig()
+    rig.queue()
+    rig.publish()
+    rig.restart()
+    connection = Connection()
+    (old,) = rig.fetch(connection)
+    rig.now += 1
+    rig.restart()
+    (new,) = rig.fetch(connection)
+    assert new.tag > old.tag
+    with pytest.raises(BadRequest, match="since the broker started"):
+        rig.ack(old)
+    assert rig.info().messages_unacked == 1
 
 
 def test_time_goes_on_while_the_broker_is_down() -> None:

@@ -48,7 +48,7 @@ def test_declaring_it_otherwise_is_refused_with_the_member(member: str, value: o
 def test_an_exchange_of_another_type_is_refused() -> None:
     rig = Rig()
     rig.broker.declare_exchange(ExchangeSpec("e"))
-    with pytest.raises(PreconditionFailed, match="exchange 'e' exists with type"):
+    with pytest.raises(PreconditionFailed, match=r"exists with type 'direct', not 'fanout'$"):
         rig.broker.declare_exchange(ExchangeSpec("e", ExchangeType.FANOUT))
 
 

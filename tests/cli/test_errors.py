@@ -64,6 +64,14 @@ def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "ciphermq: the queue is full\n")
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_error_that_quotes_a_stranger_can_not_steer_the_terminal(
+    as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli_errors.show_error("no \x1b[2J\x9b2J\nqueue", "x", as_json=as_json)
+    assert capsys.readouterr().err.removesuffix("\n").isprintable()
+
+
 def test_an_error_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     ended_by(errors.QueueFull("é\n"), as_json=True)
     out, err = capsys.readouterr()

@@ -16,6 +16,16 @@ def test_json_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(out) == {"id": "0102", "text": "é\n", "when": None}
 
 
+@pytest.mark.parametrize("text", ["\x9b2J", "a\u2028b", "\u202ex", "\x7f", "é \U0001f511"])
+def test_json_can_not_steer_the_terminal_either(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output.print_json({text: [text]})
+    out = capsys.readouterr().out.removesuffix("\n")
+    assert out.isprintable()
+    assert json.loads(out) == {text: [text]}
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -53,3 +63,4 @@ def test_moments() -> None:
     assert output.moment(1_800_000_000_123) == "2027-01-15T08:00:00.123Z"
     assert output.moment(None) is None
     assert output.moment(0) is None
+    assert output.moment((1 << 64) - 1) == "18446744073709551615 ms"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import sqlite3
 import stat
 import threading
@@ -146,6 +147,29 @@ class TestEnds:
         status, said = run_json(capsys, "receive", "bob", "--wait", "5", "-i", "alice")
         assert (status, said["error"]) == (3, "access-refused")
 
+    @pytest.mark.parametrize("more", [(), ("--exec", "cat")])
+    def test_what_is_not_for_the_receiver_is_told_of(
+        self, plain: Path, capsys: Capture, more: tuple[str, ...]
+    ) -> None:
+        assert run(["queues", "declare", "work", "-i", "bob"]) == 0
+        assert run(["keys", "renew", "-i", "alice"]) == 0
+        assert send("alice", plain, "--queue", "work") == 0
+        capsys.readouterr()
+        assert receive("work", *more) == 0
+        assert capsys.readouterr().err == (
+            "ciphermq: warning: 6 of the messages in 'work' can't be opened as genuine; "
+            "`ciphermq dead list work` says why\n"
+        )
+
+    def test_a_broker_that_says_nothing(self, capsys: Capture) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"cmq://127.0.0.1:{silent.getsockname()[1]}"
+            status, said = run_json(
+                capsys, "receive", "-i", "bob", "--url", url, "--timeout", "0.2"
+            )
+        assert (status, said["error"]) == (4, "tls-failed")
+        assert "within 0.2 s" in said["message"]
+
     def test_a_queue_that_is_not_there(self, capsys: Capture) -> None:
         status, said = run_json(capsys, "receive", "nowhere", "--wait", "5", "-i", "admin")
         assert (status, said["error"]) == (3, "not-found")
@@ -161,6 +185,7 @@ class TestExec:
     def test_it_gets_payload_and_environment(self, tmp_path: Path, monkeypatch, capsys: Capture):
         (tmp_path / "in").write_bytes(b"pay $(load)\n")
         monkeypatch.setenv("CIPHERMQ_PASSPHRASE", "hush")
+        monkeypatch.setenv("CIPHERMQ_IDENTITY_PASSPHRASE", "hush")
         assert send("bob", tmp_path / "in", "-H", "x-$(id)=`v`", "--content-type", "t/x") == 0
         out = tmp_path / "out"
         command = f"cat > {out}; env | grep ^CIPHERMQ_ | sort >> {out}"
@@ -174,7 +199,7 @@ class TestExec:
         assert variables["CIPHERMQ_REDELIVERIES"] == "0"
         assert variables["CIPHERMQ_HEADER_X___ID_"] == "`v`"
         assert variables["CIPHERMQ_MESSAGE_ID"]
-        assert "CIPHERMQ_PASSPHRASE" not in variables
+        assert "hush" not in variables.values()
         assert "1 messages received" in capsys.readouterr().out
 
     def test_a_command_that_reads_nothing(self, tmp_path: Path, capsys: Capture) -> None:

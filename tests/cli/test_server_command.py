@@ -169,10 +169,14 @@ def test_a_damaged_journal(deployment: Deployment, servers: Servers) -> None:
         ("address", '"nonsense:port"', "line 6: server.address"),
         ("directory", "5", "line"),
         ("level", '"loud"', "logging.level"),
-        ("cert_path", '"missing.crt"', "missing.crt"),
+        ("cert_path", '"missing.crt"', "line 12: tls.cert_path"),
         ("key_path", '"ca.crt"', "ca.crt"),
         ("crl_path", '"server.crt"', "server.crt"),
-        ("at_rest_key_path", '"missing.key"', "missing.key"),
+        (
+            "at_rest_key_path",
+            '"missing.key"',
+            'missing.key": there is no such file; allowed: the key',
+        ),
     ],
 )
 def test_a_bad_configuration(

@@ -174,3 +174,21 @@ async def test_a_record_holds_what_its_owner_said(alice: Client, bob: Client) ->
     assert record.client == "bob"
     assert record.key_id == bob.identity.current_key.key_id
     assert record.public_key == bob.identity.current_key.public_key
+
+
+async def test_who_renewed_its_own_certificate_key_believes_its_own_record(
+    deployment: Deployment, alice: Client, bob: Client, join: Join
+) -> None:
+    await bob.sender("bob").send(b"to myself")
+    await alice.sender("bob").send(b"before")
+    enrol.renew_with_new_key(
+        deployment.identity("bob"),
+        authority=deployment.authority,
+        now_ms=now_ms(),
+        passphrase=None,
+    )
+    renewed = await join("bob")
+    await renewed.register_key()
+    await renewed.sender("bob").send(b"to myself")
+    with pytest.raises(CertificateKeyChanged):
+        await alice.key_record("bob")

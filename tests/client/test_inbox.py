@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sqlite3
+import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -15,6 +18,7 @@ from ciphermq.client import Batch, Inbox
 from ciphermq.client.inbox import Arrival
 from ciphermq.client.origin import Origin
 from ciphermq.client.settling import Teller
+from ciphermq.client.shelf import Shelf
 from ciphermq.errors import AlreadyDone, InboxError, UsageError
 from ciphermq.model import bitmap, body, ids
 from ciphermq.model.bitmap import Bitmap
@@ -94,6 +98,49 @@ def test_what_is_acked_is_not_shown_again(path: Path) -> None:
         assert batch.payloads == [b"1.1"]
         assert delivered(again).acked == 0b101
         assert inbox.duplicates == 2
+
+
+def test_what_is_delivered_twice_at_once_is_shown_once(path: Path) -> None:
+    with Inbox(path) as inbox:
+        shelf = Shelf("bob", inbox, None)
+        first, twin, third = arrival(live=0b011), arrival(live=0b111), arrival()
+        for each in (first, twin, third):
+            shelf.admit([each])
+        shown = []
+        while (message := shelf.next_message()) is not None:
+            shown.append(message.payload)
+            shelf.hold(message)
+            shelf.finish()
+        shelf.tell()
+        assert shown == [b"1.0", b"1.1", b"1.2"]
+        assert delivered(first).acked == 0b011
+        assert (delivered(twin).acked, delivered(twin).nacked) == (0b100, [(0b011, True, "")])
+        assert (delivered(third).acked, delivered(third).nacked) == (0, [(0b111, True, "")])
+        again = arrival()
+        shelf.admit([again])
+        assert shelf.next_message() is None
+        assert delivered(again).acked == 0b111
+        shelf.close(None)
+
+
+def test_what_a_lost_connection_held_is_shown_when_it_comes_again(path: Path) -> None:
+    with Inbox(path) as inbox:
+        teller = Teller(inbox)
+        lost = Delivered()
+        inbox.admit([arrival(delivery=lost)], teller)
+        lost.lost = True
+        again = arrival()
+        (batch,) = inbox.admit([again], teller)
+        assert len(batch) == 3
+        assert delivered(again).nacked == []
+
+
+def test_twins_in_one_transaction_are_done_once(path: Path) -> None:
+    with Inbox(path) as inbox:
+        twins = [*admit(inbox, arrival(live=0b011)), *admit(inbox, arrival(live=0b110))]
+        with inbox.transaction(*twins):
+            assert [batch.payloads for batch in twins] == [[b"1.0", b"1.1"], [b"1.2"]]
+        assert admit(inbox, arrival()) == []
 
 
 def test_what_is_done_whole_is_acked_and_not_shown(path: Path) -> None:
@@ -252,7 +299,7 @@ def test_files_that_are_no_inbox(tmp_path: Path) -> None:
     garbage.write_bytes(b"this is not a database" * 100)
     with pytest.raises(InboxError, match=r"garbage\.db.*not a database"):
         Inbox(garbage)
-    with pytest.raises(InboxError, match="unable to open"):
+    with pytest.raises(InboxError, match="No such file"):
         Inbox(tmp_path / "missing" / "inbox.db")
 
 
@@ -530,3 +577,29 @@ class ExactlyOnce(RuleBasedStateMachine):
 
 
 TestExactlyOnce = ExactlyOnce.TestCase
+
+
+def test_its_file_is_closed_to_others_before_anything_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opened it in a moment when it was open to all could read on for ever."""
+    path = tmp_path / "inbox.db"
+    modes: list[int] = []
+    real = sqlite3.connect
+
+    def watching(where: Path, **options: Any) -> sqlite3.Connection:
+        connection = real(where, **options)
+        connection.execute("PRAGMA schema_version")  # SQLite makes a file when it needs one
+        modes.append(stat.S_IMODE(path.stat().st_mode))
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", watching)
+    before = os.umask(0)
+    try:
+        with Inbox(path, store_payloads=True) as inbox:
+            inbox.admit([arrival()], Teller(inbox))
+            modes += [stat.S_IMODE(each.stat().st_mode) for each in tmp_path.iterdir()]
+    finally:
+        os.umask(before)
+    assert len(modes) == 5  # the database twice, its log, its index, the lock
+    assert set(modes) == {0o600}

@@ -10,7 +10,13 @@ import pytest
 
 from ciphermq.cli.processes import free_port
 from ciphermq.client import Client, connect
-from ciphermq.errors import AccessRefused, ConnectionLost, Superseded, WaitTimeout
+from ciphermq.errors import (
+    AccessRefused,
+    ConnectionLost,
+    RemoteProtocolError,
+    Superseded,
+    WaitTimeout,
+)
 from ciphermq.net.channel import Channel
 from ciphermq.net.link import Link
 from ciphermq.net.listener import Listener
@@ -238,3 +244,85 @@ async def test_bytes_that_are_no_batch_go_to_the_dead_letters(deployment: Deploy
         assert messages.refused == 1
     assert (found[0].tag, found[0].requeue, found[0].reason) == (9, False, "malformed-batch")
     assert found[0].bitmap == b""
+
+
+# --- ones that want this machine's memory ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("result", [1 << 40, [0] * 9, "text", None], ids=repr)
+async def test_one_that_answers_with_something_else_than_was_asked_for(
+    deployment: Deployment, result: object
+) -> None:
+    def answer(link: Link, frame: Frame) -> None:
+        if isinstance(frame, frames.KeyGet | frames.CrlGet):
+            link.send(frames.Ok(request=frame.request, result=result))
+
+    async with odd_broker(deployment, answer) as (odd, alice):
+        with pytest.raises(WaitTimeout, match="gave an answer to KEYGET that is a"):
+            await alice.key_record("bob")
+        with pytest.raises(ConnectionLost, match="gave an answer to KEYGET that is a"):
+            await alice.register_key()
+        ends = [frame for frame in odd.heard if isinstance(frame, frames.Close) and frame.code]
+        assert {frame.code for frame in ends} == {RemoteProtocolError.code}
+
+
+def _consuming(then: Callable[[Link], None]) -> Answer:
+    """Answers what a receiver asks at its start, and goes on with `then`."""
+
+    def answer(link: Link, frame: Frame) -> None:
+        if isinstance(frame, frames.KeyGet):
+            link.send(frames.Error(request=frame.request, code="not-found"))
+        elif isinstance(frame, frames.KeyPut | frames.Cancel | frames.Nack):
+            link.send(frames.Ok(request=frame.request))
+        elif isinstance(frame, frames.Consume):
+            link.send(frames.Ok(request=frame.request, result=3))
+            then(link)
+
+    return answer
+
+
+def _deliver(link: Link, tag: int, bitmap: bytes = b"") -> None:
+    link.send(frames.DeliverFrame(3, tag, 0, False, 0, bitmap, b"", b"no batch at all"))
+
+
+def _more_than_its_credit(link: Link) -> None:
+    for tag in range(1, 20):
+        _deliver(link, tag)
+
+
+def _nothing(link: Link) -> None:
+    _deliver(link, 1, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [(_more_than_its_credit, "more than it was given credit for"), (_nothing, "delivered none")],
+)
+async def test_one_that_delivers_what_was_not_asked_for(
+    deployment: Deployment, then: Callable[[Link], None], said: str
+) -> None:
+    async with odd_broker(deployment, _consuming(then)) as (odd, alice):
+        async with alice.receiver(prefetch=8, timeout=0.6) as messages:
+            with pytest.raises(WaitTimeout):
+                await messages.next()
+        ends = [frame for frame in odd.heard if isinstance(frame, frames.Close) and frame.code]
+        assert ends
+        assert said in ends[0].reason
+
+
+async def test_one_that_gives_more_than_is_fetched(deployment: Deployment) -> None:
+    def more(link: Link, frame: Frame) -> None:
+        if isinstance(frame, frames.Fetch):
+            for tag in range(1, 5):
+                batch = b"no batch at all"
+                link.send(frames.DeliverFrame(0, tag, 0, False, 0, b"", b"", batch))
+
+    answer = _consuming(lambda _link: None)
+
+    def both(link: Link, frame: Frame) -> None:
+        answer(link, frame)
+        more(link, frame)
+
+    async with odd_broker(deployment, both) as (_, alice):
+        with pytest.raises(ConnectionLost, match="more than the 2 messages that were to be"):
+            await alice.fetch("alice", 2)

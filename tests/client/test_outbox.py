@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from ciphermq.client import Client, Inbox, Outbox
-from ciphermq.client.outbox_rows import Rows
+from ciphermq.client.outbox_rows import Rows, SealedRow
 from ciphermq.client.publisher import Publisher
+from ciphermq.client.relay import Relay
 from ciphermq.errors import (
     BatchExpired,
     BatchTooLarge,
@@ -22,6 +24,7 @@ from ciphermq.errors import (
     UnknownReceiver,
     Unroutable,
     UsageError,
+    WaitTimeout,
 )
 from ciphermq.model.message import OutgoingMessage
 from support.broker import Broker
@@ -49,9 +52,9 @@ async def test_what_is_added_is_sent_in_order(
     with Outbox(path) as outbox:
         outbox.add("first", to="bob", headers={"n": "1"}, content_type="text/plain")
         outbox.add_many([b"second", OutgoingMessage(b"third", {"n": "3"})], to="bob")
-        assert len(outbox) == 3
+        assert outbox.promised == 3
         assert await alice.drain(outbox) == 3
-        assert len(outbox) == 0
+        assert outbox.promised == 0
         assert await alice.drain(outbox) == 0
     async with bob.receiver(limit=3, timeout=10) as messages:
         found = [(m.payload, dict(m.headers), m.content_type) async for m in messages]
@@ -124,7 +127,7 @@ async def test_a_source_is_read_on_where_it_was_left(path: Path) -> None:
                 )
     with Outbox(path) as outbox:
         assert outbox.position("file") == 100
-        assert len(outbox) == 100
+        assert outbox.promised == 100
 
 
 async def test_routes_are_kept_apart(
@@ -176,7 +179,7 @@ async def test_what_can_be_mended_ends_an_impatient_relay_and_not_a_patient_one(
         outbox.add(b"to herself", to="alice")
         with pytest.raises(UnknownReceiver, match="'bob'"):
             await alice.drain(outbox)
-        assert len(outbox) == 2
+        assert outbox.promised == 2
         async with alice.relay(outbox) as relay:
             await asyncio.sleep(0.15)
             assert relay.confirmed == 0
@@ -184,7 +187,7 @@ async def test_what_can_be_mended_ends_an_impatient_relay_and_not_a_patient_one(
             await bob.register_key()
             await alice.register_key()
             await relay.drained()
-        assert len(outbox) == 0
+        assert outbox.promised == 0
     assert await received(bob, 1) == [b"to bob"]
 
 
@@ -196,13 +199,80 @@ async def test_a_refusal_of_what_is_sealed_can_be_mended_too(
         outbox.add(b"x", to="bob", queue="later")
         with pytest.raises(Unroutable, match="later"):
             await alice.drain(outbox)
-        assert len(outbox) == 1
+        assert outbox.promised == 1
         async with alice.relay(outbox) as relay:
             await asyncio.sleep(0.1)
             await bob.declare_queue("later")
             await relay.drained()
     async with bob.receiver("later", limit=1, timeout=10) as messages:
         assert [message.payload async for message in messages] == [b"x"]
+
+
+async def test_what_comes_back_while_the_next_is_read_from_the_outbox_goes_first(
+    monkeypatch: pytest.MonkeyPatch, alice: Client, bob: Client, path: Path
+) -> None:
+    """Else the next one's bytes would go in its name, and it would count as confirmed."""
+    monkeypatch.setattr("ciphermq.limits.OUTBOX_HOLD", 0.1)
+    payloads = [b"first" * 80_000, b"second" * 80_000]
+    mended = threading.Event()
+    declaring: list[asyncio.Task[None]] = []
+    load, landed = Rows.load, Relay._landed
+    loads: list[int] = []
+
+    def slow_load(rows: Rows, seq: int) -> bytes:
+        loads.append(seq)
+        if len(loads) == 2:
+            assert mended.wait(10)
+        return load(rows, seq)
+
+    def landed_and_mended(relay: Relay, row: SealedRow, error: BaseException | None) -> None:
+        landed(relay, row, error)
+        if not declaring:
+            assert isinstance(error, Unroutable)
+            declaring.append(asyncio.create_task(bob.declare_queue("later")))
+            declaring[0].add_done_callback(lambda _: mended.set())
+
+    with Outbox(path) as outbox:
+        outbox.add_many(payloads, to="bob", queue="later")
+        with monkeypatch.context() as patch:
+            patch.setattr(Publisher, "send", _killed)
+            with pytest.raises(Killed):
+                await alice.drain(outbox)
+        monkeypatch.setattr(Rows, "load", slow_load)
+        monkeypatch.setattr(Relay, "_landed", landed_and_mended)
+        async with alice.relay(outbox) as relay:
+            await relay.drained(10)
+    async with bob.receiver("later", limit=2, timeout=10) as messages:
+        assert [message.payload async for message in messages] == payloads
+
+
+async def test_a_patient_relay_outlives_a_full_disk(
+    monkeypatch: pytest.MonkeyPatch, alice: Client, bob: Client, path: Path
+) -> None:
+    monkeypatch.setattr("ciphermq.limits.OUTBOX_HOLD", 0.01)
+    move, failures = Rows.move, iter([True, True, False, True])
+
+    def full_at_times(rows: Rows, **changes: Any) -> Any:
+        if next(failures, False):
+            raise StoreError("database or disk is full")
+        return move(rows, **changes)
+
+    monkeypatch.setattr(Rows, "move", full_at_times)
+    with Outbox(path) as outbox:
+        outbox.add(b"x", to="bob")
+        async with alice.relay(outbox) as relay:
+            await relay.drained(10)
+        assert outbox.promised == 0
+        assert next(failures, None) is None  # the last one was the note of the confirmation
+        monkeypatch.setattr(Rows, "move", _killed_by_disk)
+        outbox.add(b"y", to="bob")
+        with pytest.raises(StoreError, match="full"):
+            await alice.drain(outbox)
+    assert await received(bob, 1) == [b"x"]
+
+
+def _killed_by_disk(*_: Any, **__: Any) -> Any:
+    raise StoreError("database or disk is full")
 
 
 async def test_what_is_too_late_is_put_aside_and_the_rest_goes_on(
@@ -217,6 +287,22 @@ async def test_what_is_too_late_is_put_aside_and_the_rest_goes_on(
         (failed,) = outbox.failed()
         assert (failed.receivers, failed.count, failed.code) == (("bob",), 1, "batch-expired")
     assert await received(bob, 1) == [b"in time"]
+
+
+async def test_an_outbox_is_not_waited_for_longer_than_said(
+    broker: Broker, join: Join, bob: Client, path: Path
+) -> None:
+    async with Chopper(broker.port) as road:
+        alice = await join("alice", road.url, close_timeout=0.1)
+        await alice.key_record("bob")
+        with Outbox(path) as outbox:
+            outbox.add(b"x", to="bob")
+            road.answers = False
+            with pytest.raises(WaitTimeout, match=r"outbox\.db was confirmed within 0\.3 s: "):
+                await alice.drain(outbox, limit=0.3)
+            road.answers = True
+            road.cut()
+            assert await alice.drain(outbox, limit=20) == 1
 
 
 async def test_sealed_batches_are_relayed_by_who_sealed_them(
@@ -311,7 +397,7 @@ async def test_killed_anywhere_it_sends_the_same_bytes_again(
         await first.close()
     second = await join("alice")
     await second.drain(outbox)
-    assert len(outbox) == 0
+    assert outbox.promised == 0
     outbox.close()
     assert broker.queue("bob") == (3000, 0), "stored once each"
     assert await received(bob, 3000) == payloads
@@ -330,7 +416,7 @@ async def test_a_road_that_breaks_all_the_time(
                     outbox.add_many(payloads[start : start + 100], to="bob")
                     await asyncio.sleep(0.01)
                 await relay.drained()
-            assert len(outbox) == 0
+            assert outbox.promised == 0
         chopping.cancel()
         await asyncio.gather(chopping, return_exceptions=True)
     assert await received(bob, 4000) == payloads

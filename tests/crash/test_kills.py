@@ -154,12 +154,17 @@ def test_a_file_survives_every_kill(seed: int, tmp_path: Path) -> None:
         for size in run.watch():
             while kills and size >= kills[0].at:
                 run.kill(kills.pop(0))
+        # The last receiver may have found the broker away, with nobody left to start another: the
+        # file was whole already. One that starts now finds the broker there.
+        run.running["broker"].wait_for("ciphermq ready on")
+        run.mend("receiver")
+        run.strike("receiver")
         stage.wait_until_empty("bob")
         # One that is just starting again has no handler for SIGTERM yet.
         assert run.running["receiver"].stop() in {0, -signal.SIGTERM}
         assert run.running["broker"].stop() == 0
 
-        assert run.kills >= POINTS
+        assert run.kills > POINTS
         assert digest(run.result) == digest(source)
         checked = stage.start("verify", "journal", "verify", str(stage.deployment.server / "data"))
         assert checked.wait() == 0, checked.output

@@ -65,6 +65,13 @@ def test_a_box_can_t_ask_for_all_of_the_machine(cost: tuple[int, int, int]) -> N
         open_box(greedy)
 
 
+@pytest.mark.parametrize("cost", [(17, 1, 1), (16, 1, 16), (20, 1, 1)])
+def test_a_box_whose_cost_scrypt_does_not_have(cost: tuple[int, int, int]) -> None:
+    odd = BOX[:5] + struct.pack("BBB", *cost) + BOX[8:]
+    with pytest.raises(PassphraseError, match="can't be done here"):
+        open_box(odd)
+
+
 def test_the_strong_cost_is_within_reason() -> None:
     assert open_box(passphrase.seal(b"x", b"s", b"l", STRONG), b"x", b"l") == b"s"
 

@@ -158,7 +158,7 @@ class EngineConformance:
         with pytest.raises(Refused):
             await refused
         await fine
-        wrong = engine.ack(object(), 123456, None)
+        wrong = engine.ack(object(), 2**63, None)
         with pytest.raises(Refused):
             await wrong
 

@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 from conformance import EngineConformance, Make
 
-from ciphermq.engines.embedded import EmbeddedEngine
+from ciphermq import limits
+from ciphermq.engines.embedded import EmbeddedEngine, EmbeddedOptions
+from ciphermq.engines.embedded.store import StoreOptions
 
 
 class TestEmbedded(EngineConformance):
     @pytest.fixture
     def make(self, tmp_path: Path) -> Make:
-        return lambda: EmbeddedEngine(tmp_path / "journal")
+        # A reserve is real disk space, and pytest keeps what tests leave behind.
+        options = EmbeddedOptions(store=StoreOptions(reserve=limits.MIB))
+        return lambda: EmbeddedEngine(tmp_path / "journal", options=options)

@@ -214,7 +214,7 @@ def test_a_version_opens_its_own_messages_only(version: str) -> None:
         if other == version[:3]:
             assert open_message(other, PRIVATE, message) == "text"
         else:
-            with pytest.raises(Exception, match="(?i)decrypt"):
+            with pytest.raises(Exception, match=r"(?i)decrypt"):
                 open_message(other, PRIVATE, message)
 
 

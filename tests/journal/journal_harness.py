@@ -48,6 +48,8 @@ class Owner:
         self.refused: list[int] = []
         self.dropped = 0
         self.failure: CipherMQError | None = None
+        self.padding = b""
+        """What makes snapshots larger."""
         self._snapshots = 0
         self.journal = SteppedJournal(
             DIRECTORY, files=disk, segment_size=segment_size, reserve=reserve, max_group=8 * KIB
@@ -69,7 +71,10 @@ class Owner:
 
     def _snapshot(self) -> tuple[int, bytes]:
         self._snapshots += 1
-        return SNAPSHOT, b"snapshot %d" % self._snapshots
+        return SNAPSHOT, self._snapshot_meta()
+
+    def _snapshot_meta(self) -> bytes:
+        return b"snapshot %d" % self._snapshots + self.padding
 
     def _durable(self, placed: list[tuple[int, Location | None]]) -> None:
         assert self.failure is None
@@ -92,7 +97,7 @@ class Owner:
         before = self._snapshots
         lsn = self.journal.append(kind, meta, payload, essential=essential)
         if self._snapshots != before:
-            self.written.append((lsn - 1, SNAPSHOT, b"snapshot %d" % self._snapshots, None))
+            self.written.append((lsn - 1, SNAPSHOT, self._snapshot_meta(), None))
         self.written.append((lsn, kind, meta, payload))
         return lsn
 

@@ -22,7 +22,7 @@ from ciphermq.limits import KIB
 
 LONG = os.environ.get("CIPHERMQ_LONG") == "1"
 pytestmark = pytest.mark.timeout(7200 if LONG else 120)
-SEEDS = 200 if LONG else 12
+SEEDS = 100 if LONG else 12
 
 
 class Run:
@@ -168,7 +168,7 @@ def test_a_crash_at_any_call_loses_nothing_confirmed(workload: Callable[[Run], N
 def test_a_crash_during_recovery_is_no_worse(workload: Callable[[Run], None]) -> None:
     for call in range(0, calls_of(workload), 1 if LONG else 4):
         run = crashed(workload, call)
-        for seed in range(SEEDS if LONG else 2):
+        for seed in range(10 if LONG else 2):
             again = 0
             while True:
                 disk = run.disk.after_crash(random.Random(seed))

@@ -19,6 +19,7 @@ from ciphermq.journal.format import (
     SegmentHeader,
     decode_header,
     encode_group,
+    new_header,
 )
 from ciphermq.journal.segments import list_segments, segment_path
 from ciphermq.journal.tools import verify
@@ -129,6 +130,24 @@ def test_junk_after_the_end_hides_no_damage_of_the_last_payload() -> None:
     journal.open(lambda *_: None)
     with pytest.raises(PayloadDamaged, match=f"offset {location.offset} fails its checksum"):
         journal.read(location)
+
+
+def test_nor_does_a_segment_begun_behind_it() -> None:
+    log = Log()
+    lsn = log.records[-2][0]
+    location = log.located[lsn]
+    assert location is not None
+    log.content(-1)[location.offset] ^= 1
+    sequence = verify(DIRECTORY, files=log.disk).groups + 1
+    new = new_header(log.segments[-1] + 1, sequence).encode()
+    log.disk.close(log.disk.open(segment_path(DIRECTORY, log.segments[-1] + 1), create=True))
+    for size in (0, 40, BLOCK_SIZE):
+        disk = log.copy()
+        disk.content(segment_path(DIRECTORY, log.segments[-1] + 1)).extend(new[:size])
+        journal = Journal(DIRECTORY, files=disk, reserve=0)
+        assert journal.open(lambda *_: None).records == len(log.records)
+        with pytest.raises(PayloadDamaged, match=f"offset {location.offset} fails its checksum"):
+            journal.read(location)
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, BLOCK_SIZE])

@@ -120,6 +120,17 @@ def test_an_error_while_opening_names_the_file() -> None:
         Owner(disk)
 
 
+def test_a_reserve_that_cannot_be_made_stops_the_start_and_leaves_nothing_open() -> None:
+    disk = SimDisk()
+    Owner(disk).journal.close()
+    disk.fault = lambda name, _: OSError(errno.EIO, "broken") if name == "preallocate" else None
+    with pytest.raises(JournalFailed):
+        Owner(disk, reserve=10 * KIB)
+    assert disk._open == {}
+    disk.fault = None
+    Owner(disk, reserve=10 * KIB).journal.close()
+
+
 # --- the directory vanishes --------------------------------------------------------------------
 
 
@@ -246,6 +257,48 @@ def test_a_full_disk_can_be_emptied_through_the_reserve() -> None:
     lsn = owner.append(1, b"payload", b"p" * 3000)
     owner.drain()
     assert owner.confirmed == lsn
+
+
+def test_a_disk_of_less_than_a_segment_can_be_emptied_too() -> None:
+    disk = SimDisk(150 * KIB)
+    owner = Owner(disk, reserve=60 * KIB, segment_size=200 * KIB)
+    fill(owner)
+    owner.append(2, b"ack of all")
+    owner.drain()
+    owner.release_before(owner.confirmed + 1)
+    assert not owner.drop_oldest()
+    refused = owner.append(1, b"payload", b"p" * 3000)
+    owner.drain()
+    assert refused in owner.refused
+    assert owner.drop_oldest()
+    lsn = owner.append(1, b"payload", b"p" * 3000)
+    owner.drain()
+    assert owner.confirmed == lsn
+    assert owner.failure is None
+    written = owner.written
+    owner.journal.close()
+    assert found_on(disk) == [record for record in written if record[0] > refused - 2]
+
+
+def test_without_relief_the_tail_is_ended_once() -> None:
+    """Copies of copies would else use up the reserve."""
+    disk = SimDisk(150 * KIB)
+    owner = Owner(disk, reserve=60 * KIB, segment_size=200 * KIB)
+    fill(owner)
+    owner.release_before(owner.confirmed + 1)
+    assert not owner.drop_oldest()
+    owner.append(2, b"ack")
+    owner.drain()
+    disk.capacity = 61 * KIB  # somebody else has taken what is gained
+    assert owner.drop_oldest()
+    for _ in range(20):
+        owner.append(2, b"ack" + bytes(2000))
+        owner.append(1, b"payload", b"p" * 30_000)
+        owner.drain()
+        assert not owner.drop_oldest()
+    assert owner.failure is None
+    assert not owner.journal.stats().reserve_whole
+    assert owner.journal.stepped.rotations == 2
 
 
 def test_a_disk_too_full_for_the_reserve_still_starts() -> None:

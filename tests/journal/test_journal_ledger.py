@@ -63,6 +63,18 @@ def test_less_than_two_dead_segments_wait_until_space_is_short() -> None:
     assert ledger.due(urgent=True) == 1
 
 
+def test_an_only_segment_is_ended_when_it_is_dead_and_its_rest_can_be_copied() -> None:
+    assert filled(live=0, segments=1).tail_due(room=0)
+    assert filled(live=4, segments=1).tail_due(room=1 << 20)
+    assert not filled(live=4, segments=1).tail_due(room=1_000)  # its copies would use up the rest
+    assert not filled(live=6, segments=1).tail_due(room=1 << 20)
+    assert not filled(live=0, segments=2).tail_due(room=1 << 20)  # the older one goes first
+    small = Ledger(1 << 20)
+    small.added(1)
+    small.wrote(1, Written(1_000, 0, 0, 0, 0))
+    assert not small.tail_due(room=1 << 20)
+
+
 def test_what_is_released_after_its_segment_went_changes_nothing() -> None:
     ledger = filled(live=4)
     ledger.dropped(1)
@@ -167,3 +179,26 @@ def test_threads_read_while_segments_are_dropped() -> None:
         thread.join()
     assert wrong == []
     assert owner.journal.oldest_due() is None
+    shown = {segment_path(DIRECTORY, segment) for segment in list_segments(disk, DIRECTORY)}
+    assert {path for _, path in disk._open.values()} <= {*shown, DIRECTORY}
+
+
+def test_large_snapshots_do_not_make_the_log_turn_in_circles() -> None:
+    owner = Owner(SimDisk())
+    owner.padding = bytes(6 * KIB)
+    for i in range(40):
+        owner.append(1, b"meta %d" % i, bytes(300))
+    owner.drain()
+    stats = owner.journal.stats()
+    assert stats.live * 3 < stats.size
+    assert owner.journal.oldest_due() is None
+
+
+def test_a_snapshot_as_large_as_a_segment_does_not_come_with_each_record() -> None:
+    disk = SimDisk()
+    owner = Owner(disk)
+    owner.padding = bytes(12 * KIB)
+    for _ in range(40):
+        owner.append(1, b"meta", bytes(300))
+    owner.drain()
+    assert len(list_segments(disk, DIRECTORY)) < 5

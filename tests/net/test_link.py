@@ -206,7 +206,10 @@ async def test_what_breaks_the_protocol_is_said_to_both(stranger, data, error, c
     peer.writer.write(data)
     heard = await peer.hear()
     assert code.encode() in heard  # a CLOSE with that code
-    assert type(await end.end()) is error
+    reason = await end.end()
+    assert type(reason) is error
+    assert " at 127.0.0.1:" in str(reason)
+    assert " broke the protocol: " in str(reason)
 
 
 async def test_a_peer_without_hello(stranger) -> None:

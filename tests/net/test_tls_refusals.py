@@ -23,6 +23,8 @@ from ciphermq.errors import (
 )
 from ciphermq.net import tls
 from ciphermq.net.options import LinkOptions
+from ciphermq.wire.cmq2.codec import encode
+from ciphermq.wire.cmq2.frames import Hello
 from support.certificates import DAY_MS, Certificates
 
 Refusals = Callable[[], list[str]]
@@ -128,6 +130,49 @@ async def test_an_expired_server_certificate(start, certificates) -> None:
     assert "server's certificate has expired" in text
 
 
+async def test_a_revoked_server_certificate(start, certificates, refusals) -> None:
+    certificates.issue("stolen", server=True)
+    certificates.revoke_last()
+    server = start(context=certificates.server("stolen"))
+    text = await said_to_client(server, certificates.client("alice"))
+    assert "server's certificate has been revoked" in text
+
+
+async def test_a_client_does_not_pass_for_the_server(start, certificates, refusals) -> None:
+    certificates.client("mallory")
+    server = start(context=certificates.server("mallory"))
+    text = await said_to_client(server, certificates.client("alice"))
+    assert "not made for this side of a connection" in text
+
+
+async def test_a_server_that_only_speaks_tls_1_2(start, certificates, refusals) -> None:
+    context = certificates.server()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    text = await said_to_client(start(context=context), certificates.client("alice"))
+    assert "doesn't speak TLS 1.3" in text
+
+
+async def test_no_session_is_resumed(server, certificates) -> None:
+    """It would skip the certificates, and so a revocation since."""
+    context = certificates.client("alice")
+
+    def connect(session: ssl.SSLSession | None) -> tuple[ssl.SSLSession | None, bool | None]:
+        with (
+            socket.create_connection(("127.0.0.1", server.port), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname="localhost", session=session) as secure,
+        ):
+            secure.sendall(b"".join(encode(Hello())))
+            assert secure.recv(4096)  # tickets come before the first answer
+            return secure.session, secure.session_reused
+
+    session, reused = await asyncio.to_thread(connect, None)
+    assert session is not None
+    assert (session.has_ticket, reused) == (False, False)
+    _, reused = await asyncio.to_thread(connect, session)
+    assert not reused
+
+
 async def test_a_client_that_only_speaks_tls_1_2(server, certificates, refusals) -> None:
     context = certificates.client("alice")
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -187,14 +232,14 @@ async def test_a_peer_that_says_nothing(start, refusals) -> None:
     async with asyncio.timeout(10):
         assert await reader.read() == b""
     writer.close()
-    await logged(refusals, "did not finish the handshake in time")
+    await logged(refusals, "did not finish the handshake within 0.1 s")
     assert server.listener.connections == 0
 
 
 async def test_a_server_that_says_nothing(server, certificates) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        with pytest.raises(TlsFailed, match="did not finish the handshake in time"):
+        with pytest.raises(TlsFailed, match=r"finish the handshake within 0\.1 s"):
             await server.dial(
                 url=f"cmq://127.0.0.1:{port}", options=LinkOptions(handshake_timeout=0.1)
             )

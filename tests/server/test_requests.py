@@ -272,6 +272,24 @@ async def test_a_queue_in_the_inboxs_place(rig: Rig) -> None:
     await bob.ask(KeyPut, record=record(rig, "bob"))
 
 
+async def test_nobody_takes_the_place_of_an_inbox_that_was_deleted(rig: Rig) -> None:
+    alice, bob = await rig.client("alice"), await rig.registered("bob")
+    await bob.ask(Delete, queue="bob")
+    assert await alice.send(batch(to="bob")) == "unroutable"
+    for other in (alice, await rig.client("admin")):
+        with pytest.raises(AccessRefused, match="the inbox of the client of that name"):
+            await other.ask(Declare, queue={"name": "bob"})
+    await rig.registered("bob")
+    assert await alice.send(batch(to="bob"), restart=True) == ""
+
+
+async def test_a_consumers_name_has_a_bound(rig: Rig) -> None:
+    bob = await rig.registered("bob")
+    with pytest.raises(BadRequest, match="256 characters; 255 at most"):
+        await bob.ask(Consume, queue="bob", name="x" * 256)
+    await bob.ask(Consume, queue="bob", name="x" * 255)
+
+
 async def test_an_inbox_is_its_clients_alone(rig: Rig) -> None:
     await rig.registered("bob")
     for name in ("alice", "admin"):

@@ -17,9 +17,10 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from ciphermq import limits
 from ciphermq.catalog import AtRestKey, SqliteCatalog
 from ciphermq.cli.processes import free_port
-from ciphermq.engines.embedded import EmbeddedEngine
+from ciphermq.engines.embedded import EmbeddedEngine, EmbeddedOptions, StoreOptions
 from ciphermq.errors import ConnectionLost
 from ciphermq.net import address
 from ciphermq.net.options import LinkOptions
@@ -69,7 +70,9 @@ class Broker:
         storage = self.settings.storage
         storage.directory.mkdir(parents=True, exist_ok=True)
         key = AtRestKey.load(storage.at_rest_key_path)
-        self.engine = EmbeddedEngine(storage.journal_directory)
+        store = StoreOptions(reserve=int(storage.reserve_mb * limits.MIB))
+        options = EmbeddedOptions(store=store)
+        self.engine = EmbeddedEngine(storage.journal_directory, options=options)
         self.catalog = SqliteCatalog(storage.catalog_path, key)
         self.server = Server(
             self.settings,

@@ -130,6 +130,25 @@ def test_the_console_is_readable_and_safe(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_stranger_says_begins_no_line_and_steers_no_terminal(tmp_path: Path) -> None:
+    console = io.StringIO()
+    running = start_logging(section(tmp_path, console=True), console=console)
+    evil = "x\x85\u2028\n12:00:00 error  forged\x1b[2J\x9b2J\u202e"
+    try:
+        raise ValueError(evil)
+    except ValueError:
+        get_logger("room").exception("it failed", client=evil)
+    stopped(running)
+    (line,) = lines(tmp_path / "error.log")
+    assert line["client"] == evil
+    assert evil in line["exception"]
+    text = (tmp_path / "error.log").read_text()
+    assert text.removesuffix("\n").isprintable()
+    shown = console.getvalue().splitlines()
+    assert all(map(str.isprintable, shown))
+    assert not any(line.startswith("12:00:00 error") for line in shown)
+
+
 def test_files_are_rotated_by_size(tmp_path: Path) -> None:
     running = start_logging(section(tmp_path, max_size_mb=0.001, backups=2))
     for number in range(100):

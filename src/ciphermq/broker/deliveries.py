@@ -20,6 +20,8 @@ from ciphermq.errors import AccessRefused, BadRequest
 from ciphermq.model.bitmap import Bitmap
 
 _TIMEOUT_QUANTUM_MS: Final = 50
+_TAGS_A_MS: Final = 20
+"""Bits of tags: a million a millisecond."""
 
 
 class Held(msgspec.Struct, eq=False, weakref=False):
@@ -60,11 +62,16 @@ class Deliveries:
         self.timeouts: Wheel[Held] = Wheel(_TIMEOUT_QUANTUM_MS, lambda held: held.bits != 0)
         self._held: dict[int, Held] = {}
         self._holders: dict[int, Holder] = {}
-        self._last_tag = 0
+        self._first_tag = self._last_tag = 0
         self._last_consumer = 0
 
     def __len__(self) -> int:
         return len(self._held)
+
+    def begin(self, now: int) -> None:
+        """Tags from here on are above all of earlier lives: a late ack of one of those must not
+        settle another delivery that has its number now."""
+        self._first_tag = self._last_tag = now << _TAGS_A_MS
 
     # --- consumers ----------------------------------------------------------------------------
 
@@ -125,8 +132,10 @@ class Deliveries:
         """The delivery; None if it is settled, timed out or its queue deleted."""
         held = self._held.get(tag)
         if held is None:
-            if not 0 < tag <= self._last_tag:
-                raise BadRequest(f"there never was a delivery with tag {tag}")
+            if not self._first_tag < tag <= self._last_tag:
+                raise BadRequest(
+                    f"there never was a delivery with tag {tag} since the broker started"
+                )
             return None
         if held.owner is not owner:
             raise AccessRefused(f"delivery {tag} is in the hands of another connection")

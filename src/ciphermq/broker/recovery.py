@@ -90,6 +90,7 @@ class Recovery:
         self._entries.clear()
         state.not_durable.clear()
         state.durable = state.recovered = self._last
+        state.deliveries.begin(now)
         state.dedup.recovered(now)
         state.dedup.overflow = 0
 

@@ -9,6 +9,7 @@ can wait for that, but only as they are and with their source's owner.
 from __future__ import annotations
 
 import re
+from enum import Enum
 from typing import Final
 
 from ciphermq import limits
@@ -249,9 +250,13 @@ def _check_text(what: str, text: str, most: int) -> None:
 
 def _check_same(what: str, old: QueueSpec | ExchangeSpec, new: QueueSpec | ExchangeSpec) -> None:
     different = [
-        f"{member} {getattr(old, member)!r}, not {getattr(new, member)!r}"
+        f"{member} {_spell(getattr(old, member))}, not {_spell(getattr(new, member))}"
         for member in old.__struct_fields__
         if member != "owner" and getattr(old, member) != getattr(new, member)
     ]
     if different:
         raise PreconditionFailed(f"{what} {old.name!r} exists with {', '.join(different)}")
+
+
+def _spell(value: object) -> str:
+    return repr(value.value if isinstance(value, Enum) else value)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
+from ciphermq import limits
 from ciphermq.cli.common import HomeOption, IdentityOption, PassphraseFileOption, UrlOption
 
 if TYPE_CHECKING:
@@ -101,6 +102,9 @@ async def connected(access: Access, identity: Identity) -> AsyncIterator[Client]
     import ciphermq
 
     async with ciphermq.connect(
-        access.url, identity=identity, request_timeout=access.timeout
+        access.url,
+        identity=identity,
+        connect_timeout=min(limits.CONNECT_TIMEOUT, access.timeout),
+        request_timeout=access.timeout,
     ) as client:
         yield client

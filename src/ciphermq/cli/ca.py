@@ -130,7 +130,7 @@ def crl(
         print(f"  installed in {place}")
     print(
         f"A broker on another machine needs {deployment.ca / 'crl.pem'} too; clients get it from "
-        "their broker."
+        "their broker.\nA broker reads its list when it starts: restart it before the old one ends."
     )
 
 

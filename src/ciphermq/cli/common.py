@@ -89,7 +89,7 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def check_apart(option: str, path: Path | None, *others: Path | None) -> None:
-    """`UsageError` when the file of `option` is given as another, too: one would spoil the other."""
+    """`UsageError` when the file of `option` is given as another, too: it can't be both."""
     from ciphermq.errors import UsageError
 
     if path is not None and path.resolve() in [each.resolve() for each in others if each]:

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from typing import Final
 import typer
 
 from ciphermq import errors
+from ciphermq.cli.output import json_text, printable
 
 OTHER: Final = 1
 USAGE: Final = 2
@@ -67,9 +67,10 @@ def exit_status(error: errors.CipherMQError) -> int:
 def show_error(message: str, code: str, *, as_json: bool) -> None:
     """One line on standard error."""
     if as_json:
-        line = json.dumps({"error": code, "message": message}, ensure_ascii=False)
+        line = json_text({"error": code, "message": message})
     else:
-        line = f"ciphermq: {' '.join(message.split())}"
+        # It may quote a broker's words, or another client's.
+        line = printable(f"ciphermq: {' '.join(message.split())}")
     print(line, file=sys.stderr)
 
 

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Final
 from ciphermq import limits
 from ciphermq.cli.common import PASSPHRASE_VARIABLE
 from ciphermq.cli.output import moment
+from ciphermq.cli.passphrases import IDENTITY_VARIABLE
 
 if TYPE_CHECKING:
     from ciphermq.client.messages import Message
 
 _SHELL: Final = "/bin/sh"
+_SECRETS: Final = frozenset({PASSPHRASE_VARIABLE, IDENTITY_VARIABLE})
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Z0-9]")
 
 
@@ -83,6 +85,6 @@ def environment(message: Message, base: Mapping[str, str]) -> dict[str, str]:
     }
     for name, value in message.headers.items():
         known[f"CIPHERMQ_HEADER_{_NOT_IN_NAMES.sub('_', name.upper())}"] = value
-    # No environment can hold a NUL, and the command has no business with our passphrase.
+    # No environment can hold a NUL, and the command has no business with our passphrases.
     known = {name: value.replace("\0", "") for name, value in known.items()}
-    return {name: base[name] for name in base if name != PASSPHRASE_VARIABLE} | known
+    return {name: base[name] for name in base if name not in _SECRETS} | known

@@ -13,7 +13,20 @@ from typing import Any
 
 def print_json(value: Any) -> None:
     """One JSON value on one line of standard output; bytes as hexadecimal digits."""
-    print(json.dumps(value, ensure_ascii=False, default=_plain), flush=True)
+    print(json_text(value), flush=True)
+
+
+def json_text(value: Any) -> str:
+    """One line of JSON, safe to show on a terminal."""
+    text = json.dumps(value, ensure_ascii=False, default=_plain)
+    # JSON escapes the control characters of ASCII only.
+    return text if text.isprintable() else "".join(map(_json_character, text))
+
+
+def _json_character(character: str) -> str:
+    if character.isprintable():
+        return character
+    return json.dumps(character)[1:-1]
 
 
 def _plain(value: Any) -> Any:
@@ -83,5 +96,8 @@ def moment(milliseconds: int | None) -> str | None:
 
     if not milliseconds:
         return None
-    when = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    try:
+        when = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return f"{milliseconds} ms"  # no date at all, so the broker made it up
     return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")

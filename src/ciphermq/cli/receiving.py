@@ -13,7 +13,7 @@ from ciphermq import limits
 from ciphermq.cli.access import Access, connected
 from ciphermq.cli.executing import execute
 from ciphermq.cli.groups import groups
-from ciphermq.cli.output import report
+from ciphermq.cli.output import printable, report
 from ciphermq.cli.outputs import AppendedFile, KeptFile, StandardOutput
 from ciphermq.cli.rendering import Form, renderer
 from ciphermq.client import Inbox
@@ -83,6 +83,7 @@ class _Run:
         self.stop = asyncio.Event()
         self._plan = plan
         self._inbox = inbox
+        self._refused = 0
 
     async def receive(self, client: Client, output: Output | None) -> None:
         """Until a signal, the count or the wait ends it."""
@@ -98,15 +99,29 @@ class _Run:
         loop.add_signal_handler(signal.SIGTERM, self.stop.set)
         loop.add_signal_handler(signal.SIGINT, self._interrupt)
         linger = _LINGER if plan.to is not None else 0.0
-        async with receiver:
-            async for batches in groups(receiver, self.stop, idle=plan.wait, linger=linger):
-                if output is None:
-                    await self._execute(receiver, batches)
-                    continue
-                output.write(batches)
-                for batch in batches:
-                    self.received += len(batch)
-                    batch.ack()
+        queue = plan.queue or client.name
+        try:
+            async with receiver:
+                async for batches in groups(receiver, self.stop, idle=plan.wait, linger=linger):
+                    self._say_what_was_refused(receiver, queue)
+                    if output is None:
+                        await self._execute(receiver, batches)
+                        continue
+                    output.write(batches)
+                    for batch in batches:
+                        self.received += len(batch)
+                        batch.ack()
+        finally:
+            self._say_what_was_refused(receiver, queue)
+
+    def _say_what_was_refused(self, receiver: Receiver, queue: str) -> None:
+        if (new := receiver.refused - self._refused) > 0:
+            self._refused = receiver.refused
+            print(
+                f"ciphermq: warning: {new} of the messages in {printable(queue)!r} can't be opened "
+                f"as genuine; `ciphermq dead list {printable(queue)}` says why",
+                file=sys.stderr,
+            )
 
     async def _execute(self, receiver: Receiver, batches: list[Batch]) -> None:
         for message in chain.from_iterable(batches):

@@ -69,6 +69,8 @@ class Rehearsal:
             (_BROKER_DIES_AT, self._kill_broker),
         ] * kill
         self._kills = 0
+        self._broker: Process
+        self._receiver: Process
 
     def run(self) -> Outcome:
         """Set the stage, play, compare."""
@@ -140,7 +142,7 @@ class Rehearsal:
             elif time.monotonic() - changed > _PATIENCE:
                 raise Unfinished(
                     f"nothing has moved for {_PATIENCE:g} s, with {size} of {total} bytes "
-                    f"received; the logs in {sender.log.parent} may say why"
+                    "received; with --keep DIR the logs are left in DIR/run"
                 )
             for process in (self._broker, self._receiver, sender):
                 if not process.running and (process is not sender or process.wait()):

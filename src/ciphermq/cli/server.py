@@ -36,12 +36,13 @@ def server(
     from ciphermq.cli.common import home_directory, run
     from ciphermq.cli.serving import serve
     from ciphermq.errors import CipherMQError
-    from ciphermq.settings import load_server_settings
+    from ciphermq.settings import check_files, load_server_settings
     from ciphermq.telemetry import get_logger
     from ciphermq.telemetry.logs import start_logging
 
     path = config if config is not None else home_directory(home) / "server" / "config.toml"
     settings = load_server_settings(path)
+    check_files(settings, path)
     logs = start_logging(settings.logging)
     try:
         run(serve(settings, logs, as_json=as_json))

@@ -12,7 +12,7 @@ from ciphermq import limits
 from ciphermq.broker import BrokerLimits
 from ciphermq.catalog.configured import configured_catalog
 from ciphermq.cli.output import print_json
-from ciphermq.engines.embedded import EmbeddedEngine, EmbeddedOptions
+from ciphermq.engines.embedded import EmbeddedEngine, EmbeddedOptions, StoreOptions
 from ciphermq.errors import CertificateError, ClockWrong
 from ciphermq.net.address import HostPort, spell
 from ciphermq.pki import dates
@@ -53,7 +53,9 @@ def assemble(settings: ServerSettings, logs: Logging) -> Server:
         dedup_window_ms=int(delivery.dedup_window_seconds * 1000),
         max_dedup_entries=delivery.max_dedup_entries,
     )
-    engine = EmbeddedEngine(storage.journal_directory, options=EmbeddedOptions(broker=broker))
+    store = StoreOptions(reserve=int(storage.reserve_mb * limits.MIB))
+    options = EmbeddedOptions(broker=broker, store=store)
+    engine = EmbeddedEngine(storage.journal_directory, options=options)
     return Server(settings, engine, catalog, log_stats=logs.stats)
 
 

@@ -8,9 +8,7 @@ the least delay and a flood the least work, and nobody has to choose.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Final, Generic, TypeVar
 
 from ciphermq import limits
@@ -129,16 +127,3 @@ class Batcher(Generic[T]):
         item.group = None
         self.size -= item.size
         self.count -= 1
-
-
-def fitting(sizes: Iterable[int], most_bytes: int = limits.SEND_BATCH) -> int:
-    """How many messages of these plaintext sizes fit into one batch, from the first on; at least
-    one, for a larger message has a batch to itself."""
-    total = HEAD_SIZE
-    count = 0
-    for size in islice(sizes, limits.MAX_BATCH_MESSAGES):
-        total += size
-        if total > most_bytes:
-            break
-        count += 1
-    return max(1, count)

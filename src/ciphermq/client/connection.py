@@ -202,13 +202,16 @@ class Client:
             progress=progress,
         )
 
-    async def drain(self, outbox: Outbox, progress: Progress | None = None) -> int:
+    async def drain(
+        self, outbox: Outbox, *, limit: float | None = None, progress: Progress | None = None
+    ) -> int:
         """Send everything that is in `outbox`, and wait until it is confirmed; how many messages.
 
-        Raises what keeps any from being sent; what isn't confirmed stays in the Outbox.
+        Raises what keeps any from being sent, and `WaitTimeout` after `limit` seconds; what isn't
+        confirmed stays in the Outbox.
         """
         async with self.relay(outbox, patient=False, progress=progress) as relay:
-            await relay.drained()
+            await relay.drained(limit)
             return relay.confirmed
 
     # --- keys -----------------------------------------------------------------------------------
@@ -331,11 +334,13 @@ class Client:
 
     async def close(self, error: BaseException | None = None) -> None:
         """End everything in order: receivers give back what isn't done, senders wait for their
-        confirmations. `error` is why the program ends, for messages that are in hand."""
+        confirmations. `error` is why the program ends, for messages that are in hand; when it was
+        cancelled or interrupted, confirmations are not waited for."""
+        hurried = error is not None and not isinstance(error, Exception)
         try:
             for receiver in self._receivers:
                 await receiver.close(error)
-            async with asyncio.timeout(self._core.patience.close):
+            async with asyncio.timeout(0 if hurried else self._core.patience.close):
                 for sender in self._senders:
                     await sender.close()
         except TimeoutError:

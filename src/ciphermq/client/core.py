@@ -59,7 +59,11 @@ class Core:
         return self.identity.name
 
     async def start(self, wait: float) -> None:
-        """See `Line.start`."""
+        """See `Line.start`. Raises `CertificateError` before anything else when the own
+        certificate doesn't count now: the broker would refuse it with fewer words."""
+        await asyncio.to_thread(self.identity.check, now_ms())
+        for warning in self.identity.warnings(now_ms()):
+            _log.warning(warning)
         await self.line.start(wait)
         self._round = asyncio.get_running_loop().create_task(self._rounds())
 
@@ -137,7 +141,7 @@ class Core:
         session = session or await self.line.session(self.patience.request)
         der = await session.ask(frames.CrlGet)
         try:
-            return await asyncio.to_thread(self.identity.install_crl, bytes(der))
+            return await asyncio.to_thread(self.identity.install_crl, der)
         except ReceiverFault as error:
             _log.warning("the broker's revocation list was not taken", error=str(error))
             return False
@@ -158,7 +162,7 @@ class Core:
         session = session or await self.line.session(self.patience.request)
         record = await asyncio.to_thread(self.identity.key_record, now_ms())
         try:
-            known = bytes(await session.ask(frames.KeyGet, client=self.name))
+            known = await session.ask(frames.KeyGet, client=self.name)
         except NotFound:
             known = b""
         if known != record:

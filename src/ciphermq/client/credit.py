@@ -8,6 +8,7 @@ then on keeps as many in hand or promised as its bytes allow, at most its prefet
 from __future__ import annotations
 
 from ciphermq import limits
+from ciphermq.errors import RemoteProtocolError
 
 _KEPT: float = 7 / 8
 """Share of the old average in the new one: a few batches decide."""
@@ -39,7 +40,13 @@ class Credit:
         return self.promised
 
     def delivered(self, messages: int, size: int) -> None:
-        """A delivery of so many live messages came, with a sealed batch of `size` bytes."""
+        """A delivery of so many live messages came, with a sealed batch of `size` bytes.
+
+        Raises `RemoteProtocolError` when the promise was used up before it."""
+        if self.promised <= 0:
+            raise RemoteProtocolError(
+                f"the broker delivered {messages} messages more than it was given credit for"
+            )
         self.promised -= messages
         self.in_hand += messages
         each = size / max(1, messages)

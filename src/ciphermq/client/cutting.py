@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import Final
+from itertools import accumulate, islice
+from typing import Final, cast
 
 from ciphermq import limits
-from ciphermq.client.batcher import fitting
 from ciphermq.client.payload import Payload, as_bytes
 from ciphermq.client.session import now_ms
 from ciphermq.errors import BatchTooLarge
-from ciphermq.model.body import MESSAGE_OVERHEAD, Body, encoded_size
+from ciphermq.model.body import HEAD_SIZE, MESSAGE_OVERHEAD, Body, encoded_size
 from ciphermq.model.message import OutgoingMessage
 
 TOGETHER: Final = limits.MAX_BATCH_MESSAGES
@@ -28,14 +28,16 @@ class Cutter:
         self._batch_bytes = batch_bytes
         self._waiting: list[bytes | OutgoingMessage] = []
         self._sizes: list[int] = []
+        self._size = 0
         self._before = 0
 
-    def feed(self, messages: Iterable[Payload | OutgoingMessage]) -> Iterator[Body]:
+    def feed(self, messages: list[Payload | OutgoingMessage]) -> Iterator[Body]:
         """The bodies that are full with these. `BatchTooLarge` says which message is."""
-        fresh = [each if isinstance(each, OutgoingMessage) else as_bytes(each) for each in messages]
-        self._sizes += self._measure(fresh)
+        fresh, sizes = self._measured(messages)
         self._waiting += fresh
-        while len(self._waiting) >= TOGETHER or sum(self._sizes) > self._batch_bytes:
+        self._sizes += sizes
+        self._size += sum(sizes)
+        while len(self._waiting) >= TOGETHER or self._size > self._batch_bytes:
             yield self._cut()
 
     def rest(self) -> Iterator[Body]:
@@ -44,24 +46,32 @@ class Cutter:
             yield self._cut()
 
     def _cut(self) -> Body:
-        count = fitting(self._sizes, self._batch_bytes)
+        ends = list(accumulate(self._sizes[:TOGETHER], initial=HEAD_SIZE))
+        count = max(1, bisect_right(ends, self._batch_bytes) - 1)
         messages = self._waiting[:count]
         del self._waiting[:count], self._sizes[:count]
+        self._size -= ends[count] - HEAD_SIZE
         self._before += count
         return _body(messages)
 
-    def _measure(self, messages: list[bytes | OutgoingMessage]) -> list[int]:
+    def _measured(
+        self, messages: list[Payload | OutgoingMessage]
+    ) -> tuple[list[bytes | OutgoingMessage], list[int]]:
+        """The messages as they are kept, and what each adds to a plaintext."""
+        if set(map(type, messages)) == {bytes}:
+            payloads = cast("list[bytes | OutgoingMessage]", messages)
+            sizes = [MESSAGE_OVERHEAD + size for size in map(len, cast("list[bytes]", messages))]
+            if max(sizes) < _SURELY_FITS:
+                return payloads, sizes
+        kept = [each if isinstance(each, OutgoingMessage) else as_bytes(each) for each in messages]
         sizes = []
-        for index, message in enumerate(messages):
+        for index, message in enumerate(kept):
             try:
-                if isinstance(message, bytes) and len(message) < _SURELY_FITS:
-                    sizes.append(MESSAGE_OVERHEAD + len(message))
-                else:
-                    sizes.append(encoded_size(_whole(message)))
+                sizes.append(encoded_size(_whole(message)))
             except BatchTooLarge as error:
                 number = self._before + len(self._waiting) + index + 1
                 raise BatchTooLarge(f"message {number}: {error}") from error
-        return sizes
+        return kept, sizes
 
 
 def bodies(
@@ -77,9 +87,8 @@ def bodies(
 
 def _body(messages: list[bytes | OutgoingMessage]) -> Body:
     now = now_ms()
-    payloads = [message for message in messages if isinstance(message, bytes)]
-    if len(payloads) == len(messages):
-        return Body.of_payloads(payloads, now)
+    if set(map(type, messages)) == {bytes}:
+        return Body.of_payloads(cast("list[bytes]", messages), now)
     return Body.of([_whole(message, now) for message in messages])
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from ciphermq.client.credit import Credit
 from ciphermq.client.session import Session
-from ciphermq.errors import BatchError, Refused
+from ciphermq.errors import BatchError, Refused, RemoteProtocolError
 from ciphermq.model import bitmap
 from ciphermq.model.bitmap import Bitmap
 from ciphermq.model.envelope import read_header
@@ -47,12 +47,14 @@ class Consumer:
         self.number = consumer
 
     def deliver(self, frame: DeliverFrame) -> None:
-        """A batch came."""
+        """A batch came. Raises `RemoteProtocolError` for one that was not asked for."""
         delivery = BrokerDelivery(self, frame)
-        self.held[frame.tag] = delivery
+        if not delivery.live:
+            raise RemoteProtocolError("the broker delivered none of the messages of a batch")
         if self._credit is not None:
             self._credit.delivered(delivery.live.bit_count(), len(frame.sealed))
             self._give(self._credit.top_up())
+        self.held[frame.tag] = delivery
         if self._on_delivery is not None:
             self._on_delivery(delivery)
 

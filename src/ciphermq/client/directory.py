@@ -61,27 +61,20 @@ class Directory:
                 f"receives (`ciphermq receive` there, or `ciphermq keys renew`). {error}"
             ) from error
         try:
-            return await self._accept(client, bytes(answer))
+            return await self._accept(client, answer)
         except RevocationListStale:
             # Ours has run out; the broker may have the next one.
             if not await core.refresh_crl():
                 raise
-            return await self._accept(client, bytes(answer))
+            return await self._accept(client, answer)
 
     def forget(self, client: str) -> None:
         """Ask again next time."""
         self._known.pop(client, None)
 
     async def _accept(self, client: str, record: bytes) -> VerifiedRecord:
-        identity = self._core.identity
         # In a thread, since it locks, reads and may write the trust file.
-        return await asyncio.to_thread(
-            identity.trust.accept,
-            record,
-            expected_client=client,
-            verifier=identity.verifier,
-            now_ms=now_ms(),
-        )
+        return await asyncio.to_thread(self._core.identity.accept, record, client, now_ms())
 
     def _fresh(self, client: str) -> ReceiverKey | None:
         known = self._known.get(client)

@@ -21,6 +21,7 @@ from ciphermq.custody import disk
 from ciphermq.custody.face import Opener
 from ciphermq.custody.files import FileSigner
 from ciphermq.custody.keyring import Keyring
+from ciphermq.directory.records import VerifiedRecord
 from ciphermq.errors import (
     CertificateError,
     ReceiverFault,
@@ -31,7 +32,7 @@ from ciphermq.model.suites import Suite
 from ciphermq.net import tls
 from ciphermq.pki import dates, keyfile, names
 from ciphermq.pki.revocation import RevocationList
-from ciphermq.pki.verify import ChainVerifier
+from ciphermq.pki.verify import ChainVerifier, key_sha256
 
 
 class Identity:
@@ -49,6 +50,7 @@ class Identity:
                 f"{path / layout.CERTIFICATE} is of {self.name!r}: put the right one in place"
             )
         key = keyfile.read_key(path / layout.KEY, secret)
+        self._key_sha256 = key_sha256(key.public_key())
         self.signer = FileSigner(key, (self.certificate.public_bytes(Encoding.DER),))
         self.keys = OwnKeys(path / layout.SEALING, secret)
         self.trust = TrustFile(path / layout.TRUST)
@@ -161,6 +163,18 @@ class Identity:
         self.keys.rotate(self.suite)
         self._prune(now_ms)
         return self.make_key_record(now_ms)
+
+    def accept(self, record: bytes, client: str, now_ms: int) -> VerifiedRecord:
+        """The key record of `client`, verified against all that is remembered; `TrustFile.accept`
+        says what it raises."""
+        known = self.trust.known(client)
+        if client == self.name and known and known.pin != self._key_sha256.hex():
+            # Its certificate has a new key, and nobody need tell it which. If it would not believe
+            # its own record, it could not tell a key that a sender invented from one that it lost.
+            self.trust.trust(client, self._key_sha256, now_ms)
+        return self.trust.accept(
+            record, expected_client=client, verifier=self.verifier, now_ms=now_ms
+        )
 
     def install_crl(self, der: bytes) -> bool:
         """Judge by this newer revocation list from now on, and keep it; False when it is known.

@@ -141,9 +141,15 @@ class Inbox:
                 raise UsageError("a message came through another Inbox than it is to be done in")
         asked = [each.bits for each in work]
         fresh: list[Bitmap] = []
+        taken: dict[tuple[str | None, bytes], Bitmap] = {}
         with self._store.transaction() as connection:
             for each in work:
-                fresh.append(each.bits & ~self._done(each.settling.origin))
+                origin = each.settling.origin
+                batch = origin.sender, origin.batch_id
+                known = self._done(origin) | taken.get(batch, 0)
+                fresh.append(each.bits & ~known)
+                # The same message may be there twice, from two deliveries.
+                taken[batch] = known | fresh[-1]
                 if isinstance(each, Batch):
                     each.narrow(fresh[-1])
             if any(fresh):
@@ -198,7 +204,7 @@ class Inbox:
         under an id that was here before is refused with `DuplicateConflict`."""
         if self._clock() - self._pruned_at >= limits.STORE_PRUNE:
             self.prune()
-        admitted = self._keep(arrivals) if self.store_payloads else self._filter(arrivals)
+        admitted = self._keep(arrivals) if self.store_payloads else self._filter(arrivals, teller)
         batches = []
         for arrival, fresh, seq in admitted:
             known = arrival.live & ~fresh
@@ -214,7 +220,9 @@ class Inbox:
                 batches.append(Batch(arrival.messages, arrival.origin, settling))
         return batches
 
-    def _filter(self, arrivals: Sequence[Arrival]) -> list[tuple[Arrival, Bitmap, None]]:
+    def _filter(
+        self, arrivals: Sequence[Arrival], teller: Teller
+    ) -> list[tuple[Arrival, Bitmap, None]]:
         admitted: list[tuple[Arrival, Bitmap, None]] = []
         for arrival in arrivals:
             try:
@@ -222,7 +230,13 @@ class Inbox:
             except DuplicateConflict as error:
                 _refuse(arrival, error)
             else:
-                admitted.append((arrival, fresh, None))
+                # Delivered twice at once, by a broker that took it back too soon or that likes to:
+                # when it comes again, it will be known.
+                twin = fresh & teller.in_hand(arrival.origin)
+                if twin:
+                    arrival.delivery.nack(twin, requeue=True, reason="", detail="in hand already")
+                rest = arrival._replace(live=arrival.live & ~twin)
+                admitted.append((rest, fresh & ~twin, None))
         return admitted
 
     def _keep(self, arrivals: Sequence[Arrival]) -> list[tuple[Arrival, Bitmap, int]]:

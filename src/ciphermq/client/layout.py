@@ -72,8 +72,12 @@ class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Raises `ConfigError`, which names `where`."""
         try:
             settings = msgspec.convert(tomllib.loads(text.decode()), cls)
-        except (ValueError, msgspec.ValidationError) as error:
+        except (ValueError, RecursionError, msgspec.ValidationError) as error:
             raise ConfigError(f"{where}: {error}") from error
+        for key in ("url", "server_name"):
+            # They are shown, and may come in a stranger's file.
+            if not (value := getattr(settings, key)).isprintable():
+                raise ConfigError(f"{where}: {key} = {value!r} has control characters")
         if not ids.is_client_id(settings.name):
             raise ConfigError(f"{where}: name = {settings.name!r} is not a client id")
         if settings.suite not in Suite.__members__:

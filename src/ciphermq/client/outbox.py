@@ -218,8 +218,9 @@ class Outbox:
 
     # --- looking ----------------------------------------------------------------------------
 
-    def __len__(self) -> int:
-        """Messages that are promised and not known to be confirmed."""
+    @property
+    def promised(self) -> int:
+        """Messages that were added and are not known to be confirmed."""
         rows = self._store.ask(
             "SELECT (SELECT coalesce(sum(count), 0) FROM ciphermq_outbox_waiting)"
             " + (SELECT coalesce(sum(count), 0) FROM ciphermq_outbox_sealed)"

@@ -107,15 +107,16 @@ class Rows:
         rows = self._store.ask("SELECT sealed FROM ciphermq_outbox_sealed WHERE seq = ?", (seq,))
         return bytes(rows[0][0])
 
-    def waiting(self, room: dict[int, int]) -> list[Waiting]:
-        """What to seal next: for each route as many batches as it has `room`, oldest first."""
+    def waiting(self, room: dict[int, int], most: int) -> list[Waiting]:
+        """What to seal next, `most` batches in all: of each route as many as it has `room` for
+        (one that isn't known yet: any number), those first whose first message is older."""
         found: list[Waiting] = []
         heads = self._store.ask(
             "SELECT r.id, (SELECT min(seq) FROM ciphermq_outbox_waiting w WHERE w.route = r.id)"
             " AS first FROM ciphermq_outbox_route r WHERE first IS NOT NULL ORDER BY first"
         )
         for route, _ in heads:
-            batches = room.get(route, limits.SEND_WINDOW)
+            batches = min(room.get(route, most), most - len(found))
             if batches > 0:
                 found += self._waiting_of(route, batches)
         return found

@@ -196,12 +196,18 @@ class Receiver:
             raise UsageError("this receiver is closed")
         self._source.start()
 
+    @property
+    def _over(self) -> bool:
+        return self._source.stopping or self._shelf.over
+
     async def _next(self, look: Callable[[], T | None]) -> T | None:
         """What `look` finds on the shelf, which is filled until it finds something."""
+        if not self._over and (found := look()) is not None:
+            return found  # most messages: no lock, no clock
         async with self._asking:
             self._start()
             deadline = None if self._timeout is None else self._loop.time() + self._timeout
-            while not self._source.stopping and not self._shelf.over:
+            while not self._over:
                 if (found := look()) is not None:
                     return found
                 arrivals = await self._source.take(self._shelf.wanted)
@@ -210,7 +216,7 @@ class Receiver:
                 else:
                     self._shelf.tell()
                     left = None if deadline is None else max(0.0, deadline - self._loop.time())
-                    await self._source.wait(self._shelf.next_due(), left)
+                    await self._source.wait(self._shelf.next_due(), left, self._timeout)
             return None
 
     # --- telling --------------------------------------------------------------------------------

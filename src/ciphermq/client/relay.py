@@ -18,7 +18,7 @@ import fcntl
 import os
 from bisect import insort
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +37,8 @@ from ciphermq.errors import (
     ConnectionLost,
     ResourceLimit,
     StoreError,
+    UsageError,
+    WaitTimeout,
 )
 from ciphermq.telemetry import get_logger
 
@@ -80,7 +82,7 @@ class Relay:
         self._progress = progress
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ciphermq-outbox")
-        self._rows: Rows
+        self._store: Rows | None = None
         self._lock: int | None = None
         self._routes: dict[int, Route] = {}
         self._lanes: dict[int, Lane] = {}
@@ -101,23 +103,30 @@ class Relay:
 
     # --- for its users ------------------------------------------------------------------------
 
-    async def drained(self) -> None:
+    async def drained(self, limit: float | None = None) -> None:
         """Wait until everything that is promised has been confirmed.
 
-        Raises what keeps it from being sent, unless the relay is patient.
+        Raises what keeps it from being sent, unless the relay is patient; `WaitTimeout` after
+        `limit` seconds.
         """
         if self._task is None:
-            raise StoreError("the relay has not begun: use it as `async with`")
+            raise UsageError("the relay has not begun: use it as `async with`")
         empty: asyncio.Future[None] = self._loop.create_future()
         # Not the round that is going on: it may have looked before the last message was added.
         self._waiters.append((self._round + 1, empty))
-        await asyncio.wait((empty, self._task), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((empty, self._task), timeout=limit, return_when=asyncio.FIRST_COMPLETED)
         if self._task.done():
             self._task.result()
+        elif not empty.done():
+            empty.cancel()
+            why = str(self._error) if self._any_held() else self._publisher.why()
+            raise WaitTimeout(
+                f"not all of the outbox {self._path} was confirmed within {limit:g} s: {why}"
+            )
 
     async def __aenter__(self) -> Self:
         try:
-            self._rows = await self._in_thread(Rows, self._path)
+            self._store = await self._in_thread(Rows, self._path)
             self._lock = await self._in_thread(_lock, self._path)
             await self._in_thread(self._rows.claim, self._name)
             self._routes = await self._in_thread(self._rows.routes)
@@ -127,6 +136,7 @@ class Relay:
             await self._close_store()
             raise
         self._task = self._loop.create_task(self._run(), name="ciphermq relay")
+        self._task.add_done_callback(self._ended)
         return self
 
     async def __aexit__(
@@ -147,19 +157,24 @@ class Relay:
         for parcel in list(self._under_way.values()):
             self._publisher.abandon(parcel, ConnectionLost("the relay was closed"))
         try:
-            if self._confirmed:
-                await self._in_thread(self._rows.move, confirmed=self._confirmed)
+            await self._note()
         finally:
             await self._close_store()
         if error is None and isinstance(failure, Exception):
             raise failure
 
     async def _close_store(self) -> None:
-        if hasattr(self, "_rows"):
-            await self._in_thread(self._rows.close)
+        if self._store is not None:
+            await self._in_thread(self._store.close)
         if self._lock is not None:
             os.close(self._lock)
         self._thread.shutdown(wait=False)
+
+    @property
+    def _rows(self) -> Rows:
+        if self._store is None:
+            raise UsageError("the relay has not begun: use it as `async with`")
+        return self._store
 
     async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._loop.run_in_executor(self._thread, lambda: call(*args, **kwargs))
@@ -173,18 +188,39 @@ class Relay:
             if self._error is not None and not self._patient:
                 await self._note()
                 raise self._error
-            worked = await self._send_sealed()
-            if not self._closing:
-                worked = await self._seal_some() or worked
-            if worked:
+            # Asked first: a hold that ends during the round has kept its route out of it.
+            held = self._any_held()
+            try:
+                if await self._work():
+                    continue
+            except StoreError as error:
+                if not self._patient or self._closing:
+                    raise
+                _log.error("the outbox can't be used for now", reason=str(error))
+                await self._pause(limits.OUTBOX_HOLD)
                 continue
-            await self._note()
             if not self._under_way:
                 if self._closing:
                     return
-                if not any(self._unsent.values()) and not self._any_held():
+                if not any(self._unsent.values()) and not held:
                     self._tell_drained()
-            await self._pause()
+            await self._pause(limits.OUTBOX_POLL)
+
+    async def _work(self) -> bool:
+        """Do what can be done now; whether there was anything to send."""
+        worked = await self._send_sealed()
+        if not self._closing:
+            worked = await self._seal_some() or worked
+        if not worked:
+            await self._note()
+        return worked
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Say why: nobody may be waiting for a relay that is to go on for ever."""
+        if self._patient and not task.cancelled() and (error := task.exception()) is not None:
+            _log.error(
+                "the relay has ended: nothing is sent", outbox=str(self._path), exc_info=error
+            )
 
     def _tell_drained(self) -> None:
         for number, waiter in self._waiters:
@@ -192,29 +228,41 @@ class Relay:
                 waiter.set_result(None)
         self._waiters = [each for each in self._waiters if not each[1].done()]
 
-    async def _pause(self) -> None:
-        """Until something under way is answered, or it is time to look for new messages."""
+    async def _pause(self, seconds: float) -> None:
+        """Until something under way is answered, or so many seconds."""
         try:
-            async with asyncio.timeout(limits.OUTBOX_POLL):
+            async with asyncio.timeout(seconds):
                 await self._moved.wait()
         except TimeoutError:
             pass
 
     async def _note(self) -> None:
         """Commit what was learnt, if anything was."""
-        confirmed, self._confirmed = self._confirmed, []
-        failed, self._failed = self._failed, []
-        if confirmed or failed:
-            await self._in_thread(self._rows.move, confirmed=confirmed, failed=failed)
+        if self._confirmed or self._failed:
+            await self._commit()
+
+    async def _commit(
+        self, sealed: Sequence[Sealing] = (), lost: Sequence[Losing] = ()
+    ) -> list[SealedRow]:
+        """Commit these and what was learnt; the new rows. What was learnt is known until then."""
+        confirmed, failed = self._confirmed.copy(), self._failed.copy()
+        rows = await self._in_thread(
+            self._rows.move, sealed=sealed, confirmed=confirmed, failed=failed, lost=lost
+        )
+        del self._confirmed[: len(confirmed)], self._failed[: len(failed)]
+        return rows
 
     async def _send_sealed(self) -> bool:
         """Send what is sealed and has room under way; whether there was any."""
         sent = False
-        for route, rows in self._unsent.items():
+        for route, rows in list(self._unsent.items()):
             while rows and self._room(route) > 0 and not self._closing:
-                data = await self._in_thread(self._rows.load, rows[0].seq)
-                self._send(rows.pop(0), data)
-                sent = True
+                first = rows[0]
+                data = await self._in_thread(self._rows.load, first.seq)
+                # Meanwhile one that was sent before it may have come back, to go before it.
+                if rows[0] is first and not self._held(route):
+                    self._send(rows.pop(0), data)
+                    sent = True
         return sent
 
     async def _seal_some(self) -> bool:
@@ -222,10 +270,10 @@ class Relay:
         room = {route: self._room(route) for route in self._routes}
         # A batch that waits to be sent again goes before those that come after it.
         room |= {route: 0 for route, rows in self._unsent.items() if rows}
-        waiting = await self._in_thread(self._rows.waiting, room)
+        waiting = await self._in_thread(self._rows.waiting, room, _TOGETHER)
         sealed: list[Sealing] = []
         lost: list[Losing] = []
-        for each in waiting[:_TOGETHER]:
+        for each in waiting:
             if self._held(each.route):
                 continue
             try:
@@ -237,13 +285,12 @@ class Relay:
                 self._fail(each.route, error)
         if not sealed and not lost:
             return False
-        confirmed, self._confirmed = self._confirmed, []
-        failed, self._failed = self._failed, []
-        rows = await self._in_thread(
-            self._rows.move, sealed=sealed, confirmed=confirmed, failed=failed, lost=lost
-        )
+        rows = await self._commit(sealed, lost)
         for row, sealing in zip(rows, sealed, strict=True):
-            self._send(row, sealing.data)
+            if self._held(row.route) or self._unsent[row.route]:
+                self._unsent[row.route].append(row)  # one before it has come back meanwhile
+            else:
+                self._send(row, sealing.data)
         return True
 
     async def _seal(self, waiting: Waiting) -> bytes:

@@ -21,7 +21,7 @@ from ciphermq.client.many import Chunk, Many, Messages, Progress, chunks_of
 from ciphermq.client.payload import Payload, expiry_ms, outgoing
 from ciphermq.client.publisher import Publisher
 from ciphermq.client.window import Parcel
-from ciphermq.errors import CipherMQError, UsageError, WaitTimeout
+from ciphermq.errors import UsageError, WaitTimeout
 from ciphermq.model import ids
 from ciphermq.model.body import Body, encoded_size
 from ciphermq.model.message import OutgoingMessage
@@ -283,7 +283,7 @@ class Sender:
         """Seal and send one batch; False when none is to go now."""
         try:
             keys = await self._sealer.keys(self.route)
-        except CipherMQError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, who sends must be told
             group = self._take()
             if group is not None:
                 _fail(group, error)
@@ -295,7 +295,7 @@ class Sender:
         try:
             body = Body.of([each.message for each in pending])
             batch_id, data = self._sealer.seal(body, self.route, keys, group.expires_ms)
-        except CipherMQError as error:
+        except Exception as error:  # noqa: BLE001 - as above
             _fail(group, error)
             return True
         flight = _Flight(batch_id, pending)
@@ -309,7 +309,7 @@ class Sender:
         return group
 
 
-def _fail(group: Group[_Pending], error: CipherMQError) -> None:
+def _fail(group: Group[_Pending], error: Exception) -> None:
     for item in group.items:
         if not item.content.answer.done():
             item.content.answer.set_exception(error)

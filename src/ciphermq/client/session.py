@@ -11,7 +11,8 @@ import asyncio
 import ssl
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from types import UnionType
+from typing import Any, Final, Protocol
 
 from ciphermq import limits
 from ciphermq.errors import (
@@ -48,6 +49,22 @@ from ciphermq.wire.cmq2.frames import (
 )
 
 _log = get_logger("client")
+
+_RESULTS: Final[dict[type[Request], type | UnionType]] = {
+    frames.Consume: int,
+    frames.Fetch: int,
+    frames.Delete: int,
+    frames.Purge: int,
+    frames.Redrive: int,
+    frames.Peek: list,
+    frames.List: list,
+    frames.Status: dict,
+    frames.Trace: dict | None,
+    frames.KeyGet: bytes,
+    frames.CrlGet: bytes,
+}
+"""What a request's OK holds; of the others it says nothing. A broker can put any value there, and
+``bytes()`` of a number, say, is as many zeros."""
 
 
 class Sink(Protocol):
@@ -87,11 +104,13 @@ class Session:
         self._link: Link | None = None
         self._error: CipherMQError | None = None
         self._requests: dict[int, asyncio.Future[Any]] = {}
+        self._kinds: dict[int, type[Request]] = {}
         self._last_request = 0
         self._sinks: dict[int, Sink] = {}
         self._consuming: dict[int, Sink] = {}
         self._fetching = asyncio.Lock()
         self._fetched: list[DeliverFrame] = []
+        self._to_fetch = 0
         self._acks_sent = 0
         self._acks_confirmed = 0
         self._nacks: set[asyncio.Future[Any]] = set()
@@ -161,6 +180,7 @@ class Session:
         number = self._last_request
         self._link.send(kind(request=number, **members))
         self._requests[number] = self._loop.create_future()
+        self._kinds[number] = kind
         return number
 
     async def _answer(self, number: int, kind: type[Request]) -> Any:
@@ -174,6 +194,7 @@ class Session:
             ) from None
         finally:
             self._requests.pop(number, None)
+            self._kinds.pop(number, None)
 
     async def consume(self, queue: str, name: str, credit: int, sink: Sink) -> None:
         """Begin to consume. Deliveries go to `sink`, even those that come before the caller runs
@@ -199,10 +220,12 @@ class Session:
         """Up to about so many messages of the queue, at once."""
         # One at a time: deliveries of two fetches could not be told apart.
         async with self._fetching:
-            self._fetched = []
-            await self.ask(frames.Fetch, queue=queue, messages=messages)
-            fetched, self._fetched = self._fetched, []
-            return fetched
+            self._fetched, self._to_fetch = [], messages
+            try:
+                await self.ask(frames.Fetch, queue=queue, messages=messages)
+                return self._fetched
+            finally:
+                self._fetched, self._to_fetch = [], 0
 
     # --- what isn't answered one by one ---------------------------------------------------------
 
@@ -292,10 +315,23 @@ class Session:
                 pass  # HELLO, which `dial` has seen already
 
     def _delivered(self, frame: DeliverFrame) -> None:
-        if not frame.consumer:
+        try:
+            if not frame.consumer:
+                self._take_fetched(frame)
+            elif (sink := self._sinks.get(frame.consumer)) is not None:
+                sink.deliver(frame)
+        except RemoteProtocolError as error:
+            # More than was asked for: it would have this machine hold all that it likes.
+            self._broke_protocol(error)
+
+    def _take_fetched(self, frame: DeliverFrame) -> None:
+        if len(self._fetched) < self._to_fetch:
             self._fetched.append(frame)
-        elif (sink := self._sinks.get(frame.consumer)) is not None:
-            sink.deliver(frame)
+        elif self._to_fetch:
+            raise RemoteProtocolError(
+                f"the broker ({self.peer}) gave more than the {self._to_fetch} messages that were "
+                "to be fetched"
+            )
 
     def _confirmed(self, frame: ConfirmFrame | Return) -> None:
         if isinstance(frame, ConfirmFrame) and frame.kind is ConfirmKind.ACK:
@@ -308,12 +344,21 @@ class Session:
             else:
                 self._owner.confirmed(self, frame.number)
         except RemoteProtocolError as error:
-            # An answer to what was never asked, or a second one: tell the broker, and end.
-            if self._link is not None:
-                self._link.fail(error)
-            self._end(error)
+            # An answer to what was never asked, or a second one.
+            self._broke_protocol(error)
+
+    def _broke_protocol(self, error: RemoteProtocolError) -> None:
+        """Tell the broker, and end."""
+        if self._link is not None:
+            self._link.fail(error)
+        self._end(error)
 
     def _answered(self, frame: Ok) -> None:
+        kind = self._kinds.pop(frame.request, None)
+        if kind in _RESULTS and not isinstance(frame.result, _RESULTS[kind]):
+            what = f"an answer to {kind.__name__.upper()} that is a {type(frame.result).__name__}"
+            self._broke_protocol(RemoteProtocolError(f"the broker ({self.peer}) gave {what}"))
+            return
         sink = self._consuming.pop(frame.request, None)
         if sink is not None:
             # Now, not when the waiting task runs: the first deliveries may be right behind.
@@ -324,6 +369,7 @@ class Session:
             answer.set_result(frame.result)
 
     def _refused(self, request: int, error: Refused) -> None:
+        self._kinds.pop(request, None)
         answer = self._requests.pop(request, None)
         if answer is not None and not answer.done():
             answer.set_exception(error)

@@ -12,6 +12,7 @@ them.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
@@ -121,6 +122,7 @@ class Teller:
         # Without an Inbox there is nothing to save up for: the broker gathers acks by itself.
         self._enough = 1 if memory is None else _TOLD_TOGETHER
         self._held: dict[int, Settling] = {}
+        self._by_batch: defaultdict[tuple[str | None, bytes], list[Settling]] = defaultdict(list)
         self._untold: dict[int, Settling] = {}
         self._finished = 0
 
@@ -137,6 +139,25 @@ class Teller:
     def hold(self, settling: Settling) -> None:
         """A batch is in the receiver's hands."""
         self._held[id(settling)] = settling
+        if self.memory is not None:
+            self._by_batch[_batch_of(settling.origin)].append(settling)
+
+    def in_hand(self, origin: Origin) -> Bitmap:
+        """Messages of that batch that the receiver has from another delivery, and the memory does
+        not know as done yet. Those whose connection has ended do not count."""
+        bits = 0
+        for settling in self._by_batch.get(_batch_of(origin), ()):
+            if not settling.delivery.lost:
+                bits |= settling.open | settling.acked
+        return bits
+
+    def _let_go(self, settling: Settling) -> None:
+        if self._held.pop(id(settling), None) is None or self.memory is None:
+            return
+        batch = _batch_of(settling.origin)
+        self._by_batch[batch].remove(settling)
+        if not self._by_batch[batch]:
+            del self._by_batch[batch]
 
     def note(self, settling: Settling) -> None:
         """Something of `settling` has been settled."""
@@ -150,7 +171,7 @@ class Teller:
             elif begins:
                 self._on_untold()
         elif not settling.open:
-            self._held.pop(id(settling), None)
+            self._let_go(settling)
 
     def tell(self) -> None:
         """Commit and pass on all that has been acked so far."""
@@ -169,11 +190,17 @@ class Teller:
                 settling.committed |= bits
             settling.delivery.ack(bits)
             if not settling.open:
-                self._held.pop(id(settling), None)
+                self._let_go(settling)
 
     def release(self) -> None:
         """The receiver stops: tell what is done, give back what is not."""
         self.tell()
         held, self._held = self._held, {}
+        self._by_batch.clear()
         for settling in held.values():
             settling.release()
+
+
+def _batch_of(origin: Origin) -> tuple[str | None, bytes]:
+    """What an Inbox, too, knows a batch by."""
+    return origin.sender, origin.batch_id

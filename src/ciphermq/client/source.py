@@ -75,10 +75,10 @@ class Source:
             raise
         return arrivals
 
-    async def wait(self, due: float | None, left: float | None) -> None:
+    async def wait(self, due: float | None, left: float | None, of: float | None) -> None:
         """Until something has come since `take`, for `due` seconds at most.
 
-        Raises `WaitTimeout` when nothing has come after `left` seconds.
+        Raises `WaitTimeout` when nothing has come after `left` seconds, the rest `of` so many.
         """
         if self.stopping:  # said from another thread, before `take` began to listen
             return
@@ -89,7 +89,7 @@ class Source:
         except TimeoutError:
             if limit == left:
                 raise WaitTimeout(
-                    f"no message came in queue {self._queue!r} in time: "
+                    f"no message came in queue {self._queue!r} within {of:g} s: "
                     + self._core.line.describe()
                 ) from None
 

@@ -6,14 +6,18 @@ application brings, how our tables are made, and what a failure is called.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ciphermq import limits
+from ciphermq.custody import disk
 from ciphermq.errors import CipherMQError, UsageError
+
+_PAGE_SIZE: Final = 32 * limits.KIB
 
 Failure = Callable[[str], CipherMQError]
 """Makes the error of the store in question out of a sentence."""
@@ -119,7 +123,7 @@ class Store:
     def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise self._failure(f"{what} ({self.place}): {error}") from error
 
     def _migrate(self, schema: Sequence[str]) -> None:
@@ -150,6 +154,9 @@ class Store:
 
 
 def _open(path: Path, timeout: float, *, any_thread: bool) -> sqlite3.Connection:
+    # Made here and not by SQLite, which would leave it as open as the umask does: whoever opened it
+    # before it was closed to others could read in it for ever after.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, disk.PRIVATE))
     connection = sqlite3.connect(
         path,
         timeout=timeout,
@@ -157,7 +164,7 @@ def _open(path: Path, timeout: float, *, any_thread: bool) -> sqlite3.Connection
         check_same_thread=not any_thread,
     )
     try:
-        path.chmod(0o600)
+        path.chmod(disk.PRIVATE)
         connection.execute("PRAGMA journal_mode = WAL")
         # FULL syncs each commit: "done" must outlive a power cut once the broker was told.
         connection.execute("PRAGMA synchronous = FULL")

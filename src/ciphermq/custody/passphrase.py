@@ -62,7 +62,14 @@ def open_box(passphrase: bytes, box: bytes, label: bytes, what: str) -> bytes:
         raise PassphraseError(
             f"{what} asks for scrypt n=2^{log_n} r={r} p={p}, beyond reason: it is damaged"
         )
-    key = _derive(passphrase, salt, Cost(1 << log_n, r, p))
+    try:
+        key = _derive(passphrase, salt, Cost(1 << log_n, r, p))
+    except (MemoryError, ValueError) as error:
+        # What OpenSSL says also of combinations that scrypt does not have.
+        raise PassphraseError(
+            f"{what} asks for scrypt n=2^{log_n} r={r} p={p}, which can't be done here: it is "
+            "damaged, or there is too little memory"
+        ) from error
     try:
         return AESGCM(key).decrypt(nonce, box[_HEAD.size :], box[: _HEAD.size] + label)
     except InvalidTag:

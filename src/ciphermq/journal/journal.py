@@ -31,7 +31,13 @@ from ciphermq.errors import JournalFailed, UsageError
 from ciphermq.journal.files import Buffer, Files, OsFiles
 from ciphermq.journal.format import BLOCK_SIZE, Entry, Location
 from ciphermq.journal.ledger import Ledger
-from ciphermq.journal.recovery import SMALLEST_SEGMENT, RecoveryReport, Replay, recover
+from ciphermq.journal.recovery import (
+    SMALLEST_SEGMENT,
+    Recovered,
+    RecoveryReport,
+    Replay,
+    recover,
+)
 from ciphermq.journal.repair import check_repaired
 from ciphermq.journal.reserve import Reserve
 from ciphermq.journal.segments import Readers, lock_directory
@@ -52,6 +58,8 @@ Snapshot = Callable[[], tuple[int, bytes]]
 
 MAX_SIZE: Final = 1 << 30
 """Of a segment, a group, a record: so all lengths and offsets stay below 2**32."""
+_NO_ROOM: Final = -(1 << 62)
+"""So that nothing that is given back makes room: the next record begins a segment."""
 
 
 class JournalStats(msgspec.Struct, frozen=True):
@@ -107,6 +115,7 @@ class Journal:
         self._room = 0  # bytes left in the last segment that was begun
         self._rotations = 0  # segments begun, counted as the writer does
         self._refunded = 0  # of what the writer gave back in this segment, seen so far
+        self._tail_ended = False  # before it was full, since space became short
         self._next_lsn = 1
         self._appended_bytes = 0
         self._closed = False
@@ -126,6 +135,7 @@ class Journal:
             self._lock_fd = lock_directory(self._files, self._directory)
             check_repaired(self._files, self._directory)
             recovered = recover(self._files, self._directory, replay, self._ledger)
+            self._go_on_after(recovered)
             self._reserve.open()
         except OSError as error:
             self.close()
@@ -133,6 +143,9 @@ class Journal:
         except BaseException:
             self.close()
             raise
+        return recovered.report
+
+    def _go_on_after(self, recovered: Recovered) -> None:
         self._next_lsn = recovered.last_lsn + 1
         if recovered.tail is not None:
             self._room = self._segment_size - recovered.tail.end
@@ -146,7 +159,6 @@ class Journal:
             readers=self._readers,
             max_group=self._max_group,
         )
-        return recovered.report
 
     def start(
         self,
@@ -201,7 +213,7 @@ class Journal:
     def append(
         self, kind: int, meta: bytes, payload: Buffer | None = None, *, essential: bool = False
     ) -> int:
-        """Add a record to the end of the log; its lsn. Never waits.
+        """Add a record to the end of the log; its lsn. Does not wait for the disk.
 
         `kind` is 1 to 255. `payload` is not copied and must not change. When the disk is full,
         records with a payload are refused unless `essential`: set that for copies that let a
@@ -279,7 +291,15 @@ class Journal:
         """The oldest segment, when it is worth dropping: append again (`essential`) what is live
         in it, wait until that is durable, then `drop_oldest`. None when there is nothing to do.
         """
-        return self._ledger.due(urgent=not self._reserve.whole)
+        urgent = not self._reserve.whole or (self._writer is not None and self._writer.short)
+        if urgent and not self._tail_ended and self._ledger.tail_due(room=self._reserve.held):
+            # A disk of little more than one segment: it could never be emptied, since the tail
+            # is not dropped. Once while space is short, or copies of copies would use it up.
+            self._tail_ended = True
+            self._room = _NO_ROOM
+        elif not urgent:
+            self._tail_ended = False
+        return self._ledger.due(urgent=urgent)
 
     def drop_oldest(self, segment: int) -> Future[None]:
         """Delete the oldest segment, after all that was appended before is durable."""

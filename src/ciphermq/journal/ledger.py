@@ -110,6 +110,20 @@ class Ledger:
                 return None
             return next(iter(self._segments))
 
+    def tail_due(self, *, room: int) -> bool:
+        """Whether, with space short, the only segment should be ended, so that it can be dropped.
+
+        That is when more than half of it is dead, that is worth the trouble, and what is live
+        fits well into `room`, the bytes that its copies may take.
+        """
+        with self._lock:
+            if len(self._segments) != 1:
+                return False
+            useful = self._all.size - self._all.fixed
+            live = self._live()
+            dead = useful - live
+            return dead * 2 > useful and dead * 16 >= self._slack and live * 2 <= room
+
     def _live(self) -> int:
         total = self._all
         if not total.records:

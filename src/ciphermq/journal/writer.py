@@ -90,6 +90,8 @@ class Writer:
         """Segments begun."""
         self.refunded = 0
         """Bytes of records refused since, which did not fill the segment after all."""
+        self.short = False
+        """Whether the last record with a payload was refused."""
         self.groups = 0
         self.sync_seconds: deque[float] = deque(maxlen=_SYNC_SAMPLES)
         self.on_durable: OnDurable = lambda _placed: None
@@ -222,6 +224,8 @@ class Writer:
                 overhead += RECORD_SIZE + len(entry.meta)
         first = tail.end == BLOCK_SIZE + size
         snapshot = RECORD_SIZE + len(group[0].meta) if first else 0
+        if payloads:
+            self.short = False
         written = Written(size, snapshot, payloads, payload_bytes, overhead)
         self._ledger.wrote(tail.header.segment, written)
         self.settled_bytes += settled
@@ -294,6 +298,7 @@ class Writer:
                 self.settled_bytes += _size(entry)
                 self.refunded += _size(entry)
         if refused:
+            self.short = True
             need = self._reserve.size // limits.MIB
             self.on_refused(
                 refused,

@@ -214,7 +214,8 @@ class Channel(asyncio.BufferedProtocol):
         self._timer = None if seconds is None else self._loop.call_later(seconds, self._too_slow)
 
     def _too_slow(self) -> None:
-        self.abort(tls_errors.explain(TimeoutError(), self.role.peer, self.peer))
+        late = TimeoutError(f"within {self.options.handshake_timeout:g} s")
+        self.abort(tls_errors.explain(late, self.role.peer, self.peer))
 
     # --- asyncio.BufferedProtocol -----------------------------------------------------------
 

@@ -238,8 +238,10 @@ class Link:
                 self._handle(frame)
             else:
                 self._on_frame(frame)
-        if machine.fault is not None:
-            self.fail(machine.fault)
+        if (fault := machine.fault) is not None:
+            if self._reason is None:
+                self._reason = type(fault)(f"{self._channel.who} broke the protocol: {fault}")
+            self.close(str(fault), fault.code)
         self._replace_in_time()
         # A server's side only: if both waited for the other to read, both would wait for ever.
         if self.role is Role.SERVER and self.behind:

@@ -90,7 +90,8 @@ def _sentence(error: BaseException, peer: Role) -> str:
     if isinstance(error, ssl.SSLError):
         return _of_library(error, who)
     if isinstance(error, TimeoutError | ConnectionAbortedError):
-        return f"{who} did not finish the handshake in time"
+        ours = str(error) if error.errno is None else ""  # how long it was waited for
+        return f"{who} did not finish the handshake {ours or 'in time'}"
     if isinstance(error, ConnectionError | EOFError):
         return f"{who} ended the connection; its log says why"
     return f"{who}: {error}"

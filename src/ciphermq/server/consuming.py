@@ -157,6 +157,10 @@ class Consuming:
             raise ResourceLimit(
                 f"this connection has {limits.MAX_CONSUMERS_PER_CONNECTION} consumers already"
             )
+        if len(frame.name) > limits.MAX_NAME:
+            raise BadRequest(
+                f"a consumer's name has {len(frame.name)} characters; {limits.MAX_NAME} at most"
+            )
         credit = _checked_credit(frame.credit)
         self._starting += 1
         try:

@@ -75,12 +75,19 @@ class KeyDirectory:
         except KeyRecordRolledBack as error:
             raise PreconditionFailed(f"the key record was not accepted: {error}") from error
 
+    async def registered(self, client: str) -> bool:
+        """Whether a client of that name has ever registered a key, so that others seal for it."""
+        return await self._record(client) is not None
+
     async def get(self, client: str) -> bytes:
         """The newest record of `client`; `NotFound` if it never registered one."""
-        record = await self._catalog.get_key(client) if is_client_id(client) else None
+        record = await self._record(client)
         if record is None:
             raise NotFound(f"no client {client[: limits.MAX_CLIENT_ID]!r} has registered a key")
         return record
+
+    async def _record(self, client: str) -> bytes | None:
+        return await self._catalog.get_key(client) if is_client_id(client) else None
 
     async def _make_inbox(self, client: str) -> None:
         info = self._engine.queue(client)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ciphermq.errors import BadRequest
+from ciphermq.errors import AccessRefused, BadRequest
 from ciphermq.model.topology import Binding, ExchangeSpec, QueueSpec
 from ciphermq.server import access, administration
 from ciphermq.server.access import Verb
@@ -45,6 +45,13 @@ async def _declare_queue(services: Services, client: str, members: dict[str, Any
     if there is not None and there.spec.inbox:
         services.access.require(client, Verb.DECLARE, services.queue(spec.name))
     services.access.require(client, Verb.DECLARE, access.queue_to_declare(spec.name, client))
+    if there is None and await services.keys.registered(spec.name):
+        # Its inbox was deleted. Whoever stood in its place would be sent what is sealed to it, and
+        # by acking that would destroy it.
+        raise AccessRefused(
+            f"{spec.name!r} can't be declared: it is the inbox of the client of that name, who "
+            "makes it by registering"
+        )
     if spec.dead_letter_exchange is not None:
         # The broker publishes there in the client's stead, so the client must be allowed to.
         exchange = services.exchange(spec.dead_letter_exchange)

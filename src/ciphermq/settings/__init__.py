@@ -14,7 +14,7 @@ from ciphermq.settings.server import (
     StorageSection,
     TlsSection,
 )
-from ciphermq.settings.source import load_server_settings
+from ciphermq.settings.source import check_files, load_server_settings
 from ciphermq.settings.template import render_config
 from ciphermq.settings.values import Address
 
@@ -31,6 +31,7 @@ __all__ = [
     "ServerSettings",
     "StorageSection",
     "TlsSection",
+    "check_files",
     "load_server_settings",
     "render_config",
 ]

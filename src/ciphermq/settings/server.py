@@ -93,6 +93,13 @@ class StorageSection(Section):
         description='the key that encrypts the catalog\'s key records, a file of mode 0600; "": it '
         "is derived from encryption.aes_key",
     )
+    reserve_mb: float = Field(
+        default=limits.JOURNAL_RESERVE / limits.MIB,
+        ge=0,
+        le=1024 * 1024,
+        allow_inf_nan=False,
+        description="MiB of disk kept back, with which a full disk can be emptied, 0 to 1048576",
+    )
     metadata_days: float = Field(
         default=30.0,
         ge=0,

@@ -72,6 +72,23 @@ def _check_secrets(settings: ServerSettings, path: Path) -> None:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def check_files(settings: ServerSettings, path: Path) -> None:
+    """`ConfigError`, with the line in `path`, for the first file it names that is not there.
+
+    `load_server_settings` doesn't ask that: a backup may be of a server that never ran.
+    """
+    path = path.absolute()
+    for name, kind in sections().items():
+        for key, field in kind.model_fields.items():
+            value = getattr(getattr(settings, name), key)
+            if key.endswith("_path") and _is_path(field) and not value.is_file():
+                where = _where([name, key], path, _read(path))
+                raise ConfigError(
+                    f'{where}: {name}.{key} = "{value}": there is no such file; '
+                    f"allowed: {field.description}"
+                )
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
@@ -29,6 +30,10 @@ from ciphermq import limits
 from ciphermq.errors import ConfigError
 from ciphermq.settings import LoggingSection
 from ciphermq.telemetry.logger import RECORD_FIELDS, ROOT
+
+_NOT_IN_A_LINE: Final = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What JSON may hold as it is, although it ends lines (to some readers), steers terminals, or shows
+text in another order than it stands in."""
 
 _PERIODS: Final = {"never": 0, "hourly": 3600, "daily": 86_400}
 _RESERVED: Final = frozenset({"timestamp", "level", "logger", "message", "exception"})
@@ -49,7 +54,8 @@ class JsonFormatter(logging.Formatter):
         line.update({f"{key}_" if key in _RESERVED else key: fields[key] for key in fields})
         if record.exc_text:
             line["exception"] = record.exc_text
-        return json.dumps(line, ensure_ascii=False, default=str)
+        text = json.dumps(line, ensure_ascii=False, default=str)
+        return _NOT_IN_A_LINE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -60,7 +66,9 @@ class ConsoleFormatter(logging.Formatter):
         time = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
         text = f"{time} {record.levelname.lower():<8} {_printable(message)}"
         text += "".join(f"  {key}={_printable(str(value))}" for key, value in fields.items())
-        return f"{text}\n{record.exc_text}" if record.exc_text else text
+        # A traceback quotes strangers, too: set in, none of its lines can pose as another event.
+        traceback = (record.exc_text or "").splitlines()
+        return "\n".join([text, *(f"  {_printable(line)}" for line in traceback)])
 
 
 def _parts(record: logging.LogRecord) -> tuple[str, dict[str, object]]:

@@ -105,10 +105,12 @@ class Client:
         )
         return Relay(self._loop, relay)
 
-    def drain(self, outbox: Outbox, progress: Progress | None = None) -> int:
+    def drain(
+        self, outbox: Outbox, *, limit: float | None = None, progress: Progress | None = None
+    ) -> int:
         """Send everything that is in `outbox`, and wait until it is confirmed; how many."""
         with self.relay(outbox, patient=False, progress=progress) as relay:
-            relay.drained()
+            relay.drained(limit)
             return relay.confirmed
 
     # --- keys -----------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ class Receiver:
                 continue
             self._tell()
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            self._loop.run(self._source.wait(self._shelf.next_due(), left))
+            self._loop.run(self._source.wait(self._shelf.next_due(), left, self._timeout))
         return None
 
     def _tell_in_time(self) -> None:

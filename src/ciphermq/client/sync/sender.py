@@ -131,9 +131,9 @@ class Relay:
         """Messages that the broker has confirmed since this relay began."""
         return self._relay.confirmed
 
-    def drained(self) -> None:
-        """Wait until everything that is promised has been confirmed."""
-        self._loop.run(self._relay.drained())
+    def drained(self, limit: float | None = None) -> None:
+        """Wait until everything that is promised has been confirmed, `limit` seconds at most."""
+        self._loop.run(self._relay.drained(limit))
 
     def __enter__(self) -> Self:
         self._loop.run(self._relay.__aenter__())

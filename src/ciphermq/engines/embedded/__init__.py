@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from ciphermq.engines.embedded.engine import EmbeddedEngine, EmbeddedOptions
+from ciphermq.engines.embedded.store import StoreOptions
 
-__all__ = ["EmbeddedEngine", "EmbeddedOptions"]
+__all__ = ["EmbeddedEngine", "EmbeddedOptions", "StoreOptions"]

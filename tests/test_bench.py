@@ -1,0 +1,56 @@
+"""The benchmarks run, and say what they measured; how fast is nobody's business here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.crash
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def bench(topic: str, messages: int, directory: Path) -> dict[str, Any]:
+    made = subprocess.run(
+        [
+            *(sys.executable, "-m", "bench", topic, "--json"),
+            *("--messages", str(messages), "--directory", str(directory)),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    (line,) = made.stdout.splitlines()
+    assert list(directory.iterdir()) == []
+    found: dict[str, Any] = json.loads(line)
+    assert found["topic"] == topic
+    assert found["measured"]
+    assert {"cpu", "cores", "kernel", "python", "versions", "filesystem"} <= found["machine"].keys()
+    return found
+
+
+def test_the_whole_path(tmp_path: Path) -> None:
+    found = bench("queue", 3000, tmp_path)
+    assert found["messages_per_second"] > 0
+    assert [each["inbox"] for each in found["results"]] == ["none", "ids", "payloads"]
+    for each in found["results"]:
+        assert each["messages"] == 3000
+        assert each["messages_per_second"] > 0
+    assert found["alone"]["p50_ms"] <= found["alone"]["p99_ms"]
+
+
+def test_what_waits(tmp_path: Path) -> None:
+    found = bench("waiting", 600, tmp_path)
+    many, one = found["results"]
+    assert (many["batches"], one["batches"]) == (3, 600)
+    for each in (many, one):
+        assert each["broker_full"]["rss_mb"] > 10
+        assert each["restart_seconds"] > 0
