@@ -9,6 +9,7 @@ import pytest
 
 from ciphermq.errors import ConfigError
 from ciphermq.settings import Address, ServerSettings, load_server_settings
+from ciphermq.settings.source import check_files
 
 KEY = bytes(range(32))
 KEY_TEXT = base64.b64encode(KEY).decode()
@@ -250,3 +251,18 @@ def test_what_is_on_this_machine(config: Path, host: str, local: bool) -> None:
     database = loaded(config, f"[database]\nhost = '{host}'\n").database
     assert database is not None
     assert database.local == local
+
+
+def test_the_files_it_reads_must_be_there_and_those_it_writes_need_not(config: Path) -> None:
+    certs = config.parent / "certs"
+    certs.mkdir()
+    text = ONE_X.replace('"/abs/ca.crt"', '"certs/ca.crt"')
+    settings = loaded(config, text)
+    with pytest.raises(ConfigError, match=r"line 7: tls\.cert_path"):
+        check_files(settings, config)
+    for name in ("server.crt", "server.key", "ca.crt"):
+        (certs / name).touch()
+    check_files(settings, config)
+    text = text.replace("[encryption]", "ca_cert_path = 'db.crt'\n[encryption]")
+    with pytest.raises(ConfigError, match=r"database\.ca_cert_path"):
+        check_files(loaded(config, text), config)

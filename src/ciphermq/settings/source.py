@@ -32,6 +32,8 @@ from ciphermq.settings.server import (
 _HEADER: Final = re.compile(r"\s*\[\s*(?P<name>[\w.-]+)\s*\]")
 _KEY: Final = re.compile(r"\s*(?P<name>[\w.-]+)\s*=")
 _SECRET: Final = re.compile(r"pass|secret|token|(^|_)key$", re.IGNORECASE)
+_WRITTEN: Final = "logging"
+"""The section whose files the server makes."""
 _SECRET_SECTIONS: Final = frozenset({"database", "encryption"})
 _LONGEST_SHOWN: Final = 80
 
@@ -79,9 +81,11 @@ def check_files(settings: ServerSettings, path: Path) -> None:
     """
     path = path.absolute()
     for name, kind in sections().items():
+        if name == _WRITTEN:
+            continue
         for key, field in kind.model_fields.items():
-            value = getattr(getattr(settings, name), key)
-            if key.endswith("_path") and _is_path(field) and not value.is_file():
+            value = getattr(getattr(settings, name), key, None)
+            if key.endswith("_path") and isinstance(value, Path) and not value.is_file():
                 where = _where([name, key], path, _read(path))
                 raise ConfigError(
                     f'{where}: {name}.{key} = "{value}": there is no such file; '
