@@ -57,6 +57,14 @@ def test_every_verb_on_every_kind(verb: Verb, kind: Kind) -> None:
         assert ACCESS.decide(client, verb, thing) == (who in allowed)
 
 
+@pytest.mark.parametrize("verb", list(Verb))
+@pytest.mark.parametrize("kind", list(Kind))
+def test_where_all_is_allowed_everyone_is_an_administrator(verb: Verb, kind: Kind) -> None:
+    everyone = Access([], allow_all=True)
+    thing = Thing(kind, "thing", OWNER)
+    assert everyone.decide(OTHER, verb, thing) == ACCESS.decide(ADMIN, verb, thing)
+
+
 def test_the_table_has_no_rows_that_are_not_expected() -> None:
     assert set(RIGHTS) == set(EXPECTED)
 

@@ -16,6 +16,7 @@ import typer
 from ciphermq.cli import (
     backup,
     ca,
+    config,
     demo,
     exchanges,
     identity,
@@ -34,6 +35,7 @@ from ciphermq.cli.errors import ending
 COMMANDS: Final[tuple[ModuleType, ...]] = (
     init,
     server,
+    config,
     identity,
     ca,
     keys,
@@ -50,7 +52,7 @@ COMMANDS: Final[tuple[ModuleType, ...]] = (
 """Modules with a ``register(app)``, in the order of the help."""
 
 PANELS: Final = {
-    "Set up": ("init", "server", "identity", "ca", "keys"),
+    "Set up": ("init", "server", "config", "identity", "ca", "keys"),
     "Messages": ("send", "receive"),
     "Look inside and put in order": (
         "queues",

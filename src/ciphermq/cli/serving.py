@@ -41,7 +41,7 @@ def assemble(settings: ServerSettings, logs: Logging) -> Server:
 
     Raises what is wrong with its files, before anything is opened for writing.
     """
-    _check_dates(settings)
+    check_dates(settings)
     storage = settings.storage
     catalog = configured_catalog(settings)
     storage.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -59,7 +59,7 @@ def assemble(settings: ServerSettings, logs: Logging) -> Server:
     return Server(settings, engine, catalog, log_stats=logs.stats)
 
 
-def _check_dates(settings: ServerSettings) -> None:
+def check_dates(settings: ServerSettings) -> None:
     """Refuse a start after which nobody could connect: a wrong clock or outlived files."""
     loaded = trust.load(settings.tls)
     now_ms = time.time_ns() // 1_000_000

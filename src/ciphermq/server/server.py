@@ -68,7 +68,7 @@ class Server:
         self.services = Services(
             engine=engine,
             catalog=catalog,
-            access=Access(settings.access.administrators),
+            access=Access(settings.access.administrators, allow_all=settings.access.allow_all),
             keys=KeyDirectory(engine, catalog, self._trust.verifier),
             flow=Flow(engine),
             now_ms=now_ms,
@@ -107,6 +107,8 @@ class Server:
         engine, catalog = self._engine, self._catalog
         engine.on_failure(self._failed)
         engine.on_event(catalog.note_event)
+        if self._settings.access.allow_all:
+            _log.warning("every client may do what an administrator may (access.allow_all)")
         await catalog.start()
         try:
             await engine.start()

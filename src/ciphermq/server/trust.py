@@ -15,6 +15,9 @@ from ciphermq.pki import authority, dates
 from ciphermq.pki.names import UNREADABLE
 from ciphermq.pki.verify import ChainVerifier
 from ciphermq.settings import TlsSection
+from ciphermq.telemetry import get_logger
+
+_log = get_logger("server")
 
 
 class Trust(NamedTuple):
@@ -35,7 +38,7 @@ class Trust(NamedTuple):
 
 def load(files: TlsSection) -> Trust:
     """Read the files. `IdentityError` or `ConfigError` naming the one that can't be used."""
-    _refuse_authority_key(files)
+    _look_for_authority_key(files)
     context = tls.server_context(
         certificate=files.cert_path,
         key=files.key_path,
@@ -61,12 +64,16 @@ def _certificates(path: Path) -> list[x509.Certificate]:
         raise IdentityError(f"the certificate {path} can't be read: {error}") from error
 
 
-def _refuse_authority_key(files: TlsSection) -> None:
+def _look_for_authority_key(files: TlsSection) -> None:
     """Whoever breaks into the server must not find the key that makes identities."""
     for directory in {path.parent for path in (files.cert_path, files.key_path)}:
         found = authority.key_beneath(directory)
-        if found is not None:
-            raise ConfigError(
-                f"the authority's private key {found} lies in the server's own directory: move "
-                "the authority's directory to another machine, or at least elsewhere"
-            )
+        if found is None:
+            continue
+        danger = (
+            f"the authority's private key {found} lies in the server's own directory: move "
+            "the authority's directory to another machine, or at least elsewhere"
+        )
+        if not files.allow_authority_key:
+            raise ConfigError(danger)
+        _log.warning(danger)

@@ -15,7 +15,7 @@ from ciphermq.settings.server import (
     TlsSection,
 )
 from ciphermq.settings.source import check_files, load_server_settings
-from ciphermq.settings.template import render_config
+from ciphermq.settings.template import render_config, render_settings
 from ciphermq.settings.values import Address
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "check_files",
     "load_server_settings",
     "render_config",
+    "render_settings",
 ]

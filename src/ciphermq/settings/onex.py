@@ -17,8 +17,8 @@ MARK: Final = ("server", "connection_type")
 
 _IMPLIED: Final[dict[str, dict[str, Any]]] = {
     "one_x": {"enabled": True, "tls_1_2": True},
-    # 1.x knows no revocation, and no grants.
-    "tls": {"crl_path": ""},
+    # 1.x knows no revocation and no grants, and makes all its keys in one directory.
+    "tls": {"crl_path": "", "allow_authority_key": True},
     "access": {"allow_all": True},
     # Its log files have paths of their own.
     "logging": {"directory": ""},

@@ -79,6 +79,12 @@ class TlsSection(Section):
         "nobody can be shut out, and nothing of cmq/2 be verified",
     )
 
+    allow_authority_key: bool = Field(
+        default=False,
+        description="true or false: start although the authority's private key lies beside the "
+        "server's, as in 1.x; whoever breaks in can then make identities",
+    )
+
     _absent = field_validator("crl_path", mode="before")(none_when_empty)
 
 

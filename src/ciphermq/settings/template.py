@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from ciphermq.settings.server import optional_sections, sections
+from ciphermq.settings.server import ServerSettings, optional_sections, sections
 
 _ALWAYS: Final = {
     ("server", "address"),
@@ -39,6 +39,15 @@ def render_config(*, address: str = "127.0.0.1:7443") -> str:
             mark = "#" if absent else "" if (name, key) in _ALWAYS else "# "
             lines.append(f"{mark}{key} = {_toml(value)}  # {member.description}")
         lines.append("")
+    return "\n".join(lines)
+
+
+def render_settings(settings: ServerSettings) -> str:
+    """Every value of `settings`, as a file would say it, but for the secrets."""
+    lines = []
+    for name, section in settings.model_dump(mode="json").items():
+        if section is not None:
+            lines += [f"[{name}]", *(f"{key} = {_toml(section[key])}" for key in section), ""]
     return "\n".join(lines)
 
 

@@ -1,0 +1,133 @@
+"""The server starts on a deployment of CipherMQ 1.x as it lies there."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ciphermq.cli.processes import Process, free_port
+from support.onex_certificates import make_certificates
+from support.postgres import PASSWORD, USER, Postgres, required_binaries
+
+pytestmark = pytest.mark.crash
+
+AES_KEY = base64.b64encode(bytes(range(32))).decode()
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    with Postgres(required_binaries()) as running:
+        asyncio.run(running.execute("CREATE DATABASE ciphermq"))
+        yield running
+
+
+@pytest.fixture
+def deployment(tmp_path: Path, postgres: Postgres) -> Path:
+    """Nothing but what 1.x has: its configuration, and its certificates."""
+    make_certificates(tmp_path / "certs", "sender_1")
+    (tmp_path / "config.toml").write_text(f"""
+[server]
+address = "127.0.0.1:{free_port()}"
+connection_type = "tls"
+
+[tls]
+cert_path = "certs/server.crt"
+key_path = "certs/server.key"
+ca_cert_path = "certs/ca.crt"
+
+[logging]
+level = "debug"
+info_file_path = "logs/server_info.log"
+debug_file_path = "logs/server_debug.log"
+error_file_path = "logs/server_error.log"
+rotation = "daily"
+max_size_mb = 100
+
+[database]
+host = "127.0.0.1"
+port = {postgres.port}
+user = "{USER}"
+password = "{PASSWORD}"
+dbname = "ciphermq"
+
+[encryption]
+algorithm = "x25519_chacha20_poly1305"
+aes_key = "{AES_KEY}"
+""")
+    return tmp_path
+
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def start(deployment: Path) -> Iterator[Start]:
+    started: list[Process] = []
+
+    def process(**environment: str) -> Process:
+        words = ["server", "--config", str(deployment / "config.toml")]
+        log = deployment / f"output-{len(started)}"
+        started.append(Process("server", words, log=log, environment=environment))
+        return started[-1]
+
+    yield process
+    for each in started:
+        each.kill()
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_it_starts_as_it_is_and_again(deployment: Path, start: Start) -> None:
+    for _ in range(2):
+        server = start()
+        found = server.wait_for(r"ciphermq ready on 127\.0\.0\.1:(\d+)\n")
+        socket.create_connection(("127.0.0.1", int(found[1]))).close()
+        assert server.stop() == 0
+    said = [line["message"] for line in lines(deployment / "logs" / "server_info.log")]
+    assert said.count("ready") == said.count("stopped") == 2
+    assert any("every client may do what an administrator may" in line for line in said)
+    assert any("ca.key lies in the server's own directory" in line for line in said)
+    assert lines(deployment / "logs" / "server_debug.log")
+    assert (deployment / "logs" / "server_error.log").exists()
+    for path in (deployment / "logs").iterdir():
+        assert PASSWORD not in path.read_text()
+        assert AES_KEY not in path.read_text()
+    assert (deployment / "data" / "journal").is_dir()
+    assert not (deployment / "data" / "catalog.db").exists()
+
+
+def test_a_client_s_certificate_of_1x_is_believed(deployment: Path, start: Start) -> None:
+    server = start()
+    port = int(server.wait_for(r"ready on 127\.0\.0\.1:(\d+)\n")[1])
+    certs = deployment / "certs"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(certs / "ca.crt")
+    client = certs / "clients" / "sender_1"
+    context.load_cert_chain(client / "client.crt", client / "client.key")
+    with (
+        socket.create_connection(("127.0.0.1", port)) as tcp,
+        context.wrap_socket(tcp, server_hostname="localhost") as tls,
+    ):
+        assert tls.version() == "TLSv1.3"
+
+
+def test_an_unreachable_database_is_said_with_all_but_the_password(
+    deployment: Path, start: Start, postgres: Postgres
+) -> None:
+    server = start(CIPHERMQ_DATABASE__PORT="1")
+    assert server.wait() != 0
+    assert f"PostgreSQL at 127.0.0.1:1 (user {USER!r}, database 'ciphermq')" in server.output
+    assert "nothing listens there" in server.output
+    assert PASSWORD not in server.output
+    assert "ready" not in server.output
+    del deployment, postgres
