@@ -416,9 +416,15 @@ async def test_what_demands_tls_is_not_spoken_to_without(tls_server: Postgres) -
     await catalog.stop()
 
 
-async def test_an_authority_s_file_that_is_not_there(tls_server: Postgres, tmp_path: Path) -> None:
-    error = await start_error(make(tls_server, "postgres", ca_cert_path=tmp_path / "missing"))
-    assert "No such file" in error
+async def test_an_authority_s_file_that_can_not_be_used(
+    tls_server: Postgres, tmp_path: Path
+) -> None:
+    path = tmp_path / "ca.crt"
+    error = await start_error(make(tls_server, "postgres", ca_cert_path=path))
+    assert f"database.ca_cert_path = {path}: can't be read: No such file" in error
+    path.write_text("this is no certificate")
+    error = await start_error(make(tls_server, "postgres", ca_cert_path=path))
+    assert f"database.ca_cert_path = {path}: can't be read" in error
 
 
 # --- away and back --------------------------------------------------------------------------------
@@ -479,14 +485,19 @@ async def test_what_was_committed_unheard_is_not_written_again(
         await catalog.start()
         cutter.word = word
         catalog.note_event("delivered", batch_id, 7, NOW_MS)
+        catalog.note_event("delivered", internal_id("m"), 1, NOW_MS)
 
         async def written() -> bool:
-            return cutter.cuts == 1 and catalog.stats()["metadata_rows_waiting"] == 0
+            return cutter.cuts == 1 and catalog.stats()["metadata_rows_written"] == 1
 
         await eventually(written)
         found = await catalog.trace(batch_id)
         assert found is not None
         assert found["delivered"] == 7
+        catalog.note_message(message("m"))
+        noted = await catalog.trace_message("m")
+        assert noted is not None
+        assert noted["delivered_time"] is not None
         await catalog.stop()
 
 
@@ -612,6 +623,31 @@ async def test_a_table_that_is_gone_is_waited_for(
 
         await eventually(written)
         assert await catalog.trace_message("a") is not None
+
+
+async def test_metadata_is_written_although_it_can_not_be_pruned(
+    server: Postgres, database: str, open_catalog: Opener, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_catalog() as catalog:
+        await server.execute(
+            "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;"
+            "CREATE TRIGGER no BEFORE DELETE ON ciphermq_batches EXECUTE FUNCTION no()",
+            database,
+        )
+        catalog._writer._next_prune = 0
+
+        async def said() -> bool:
+            return "old metadata can't be pruned" in caplog.text
+
+        await eventually(said)
+        catalog.note_published(publication(new_batch_id(NOW_MS)))
+
+        async def written() -> bool:
+            return catalog.stats()["metadata_rows_written"] == 1
+
+        await eventually(written)
+        assert catalog.stats()["database"] == "connected"
+    assert caplog.text.count("can't be pruned") == 1
 
 
 async def test_news_of_a_message_that_never_was_is_given_up(

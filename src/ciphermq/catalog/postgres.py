@@ -94,7 +94,10 @@ class PostgresCatalog:
         try:
             async with self._pool.connection() as connection:
                 async with connection.transaction():
-                    await connection.execute("SELECT pg_advisory_xact_lock($1)", schema.LOCK)
+                    # Another server may be at it, which may take as long.
+                    await connection.execute(
+                        "SELECT pg_advisory_xact_lock($1)", schema.LOCK, timeout=_MIGRATION_TIMEOUT
+                    )
                     await self._migrate(connection)
                     await self._check_key(connection)
                 await self._check_onex_key(connection)

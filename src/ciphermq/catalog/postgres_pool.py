@@ -112,7 +112,13 @@ class PostgresPool:
         database = self._database
         if not database.verified:
             return "disable" if database.tls == "off" else "prefer"
-        return ssl.create_default_context(cafile=database.ca_cert_path)
+        try:
+            return ssl.create_default_context(cafile=database.ca_cert_path)
+        except OSError as error:  # ssl's own are of its kind
+            why = error.strerror or error
+            raise CatalogError(
+                f"database.ca_cert_path = {database.ca_cert_path}: can't be read: {why}"
+            ) from error
 
 
 def _explain(error: BaseException) -> str:

@@ -28,6 +28,8 @@ from ciphermq.telemetry import Counters, get_logger
 
 _PRUNE_ROWS: Final = 5_000
 _WRITER_SIZE: Final = 16
+_SAY_AGAIN: Final = 1000
+"""Rows at fault themselves between two lines in the log: a stranger can make many."""
 
 _UNFIT: Final = (
     asyncpg.DataError,
@@ -169,7 +171,9 @@ class MetadataWriter:
             return
         self._pending.done(1)
         self.counters.add("metadata_rows_failed")
-        _log.error("a row of metadata can't be written", why=str(error))
+        failed = self.counters["metadata_rows_failed"]
+        if failed == 1 or failed % _SAY_AGAIN == 0:
+            _log.error("a row of metadata can't be written", why=str(error), so_far=failed)
 
     async def _transact(self, news: News) -> list[MessageRow]:
         """Commit a group; the rows whose message is not there yet."""
@@ -178,14 +182,13 @@ class MetadataWriter:
         events = [row for row in news.messages if row.message_id is None]
         columns = list(zip(*map(_columns, added), strict=True))
         async with self._pool.connection() as connection, connection.transaction():
-            if not await connection.fetchval(
-                schema.ADVANCE, self._name, self._number, self._now_ms()
-            ):
-                return []
-            if batches:
-                await connection.execute(schema.MERGE_BATCHES, *zip(*batches, strict=True))
-            if added:
-                await connection.execute(schema.ADD_MESSAGES, *columns)
+            values = (self._name, self._number, self._now_ms())
+            if await connection.fetchval(schema.ADVANCE, *values):
+                if batches:
+                    await connection.execute(schema.MERGE_BATCHES, *zip(*batches, strict=True))
+                if added:
+                    await connection.execute(schema.ADD_MESSAGES, *columns)
+            # Twice does no harm here, and tells which messages were not there yet.
             return await self._update(connection, events) if events else []
 
     async def _update(self, connection: Any, events: list[MessageRow]) -> list[MessageRow]:
@@ -209,9 +212,13 @@ class MetadataWriter:
         if now < self._next_prune:
             return
         before = self._now_ms() - self._retention_ms
-        async with self._pool.connection() as connection:
-            said = await connection.execute(schema.PRUNE, before, _PRUNE_ROWS)
-        pruned = int(said.rpartition(" ")[2])
+        pruned = 0
+        try:
+            async with self._pool.connection() as connection:
+                said = await connection.execute(schema.PRUNE, before, _PRUNE_ROWS)
+                pruned = int(said.rpartition(" ")[2])
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            _log.warning("old metadata can't be pruned", why=self._pool.explain(error))
         self.counters.add("metadata_rows_pruned", pruned)
         if pruned < _PRUNE_ROWS:
             self._next_prune = now + limits.METADATA_PRUNE
