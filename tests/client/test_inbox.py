@@ -412,6 +412,26 @@ def test_stored_messages_that_are_nacked_come_again_after_a_while(path: Path) ->
         assert inbox.next_due("bob") == pytest.approx(2.0)
 
 
+def test_each_stored_message_has_its_own_tries(path: Path) -> None:
+    """Were they the batch's, one failure of many messages would be the last of some."""
+    now, count = [1e9], limits.MAX_TRIES + 5
+    with Inbox(path, store_payloads=True, clock=lambda: now[0]) as inbox:
+        teller = Teller(inbox)
+        (batch,) = inbox.admit([arrival(count=count)], teller)
+        for message in batch:
+            message.nack()
+        assert list(inbox.rejected()) == []
+    for tries in range(1, limits.MAX_TRIES):
+        now[0] += 100
+        # The count outlives the receiver.
+        with Inbox(path, store_payloads=True, clock=lambda: now[0]) as inbox:
+            shown = inbox.take("bob", Teller(inbox))
+            assert shown is not None
+            assert (len(shown), shown.redeliveries) == (count, tries)
+            shown.nack()
+            assert len(list(inbox.rejected())) == (count if tries == limits.MAX_TRIES - 1 else 0)
+
+
 def test_stored_messages_that_are_refused_are_kept_for_the_operator(path: Path) -> None:
     now = 1e9
     with Inbox(path, store_payloads=True, clock=lambda: now) as inbox:
