@@ -74,9 +74,10 @@ class Store:
             if location is None:
                 if kind == Kind.SNAPSHOT:
                     began(lsn)
-                elif kind == Kind.COPY:
-                    self.segments.lost(decode_copy(meta).seq, lsn)
                 replay(lsn, kind, meta, 0, 0)
+                # Only now: replaying a copy ends what was known of the batch before.
+                if kind == Kind.COPY and broker.batch(seq := decode_copy(meta).seq) is not None:
+                    self.segments.lost(seq, lsn)
             else:
                 took(location)
                 replay(lsn, kind, meta, location.length, pack_place(location))
