@@ -100,6 +100,30 @@ def test_what_is_acked_is_not_shown_again(path: Path) -> None:
         assert inbox.duplicates == 2
 
 
+def test_what_could_not_be_committed_is_told_when_it_can_be(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived = arrival()
+    with Inbox(path) as inbox:
+        teller = Teller(inbox)
+        (batch,) = inbox.admit([arrived], teller)
+        batch.ack()
+        with monkeypatch.context() as patch:
+            patch.setattr(inbox, "finish", _disk_full)
+            with pytest.raises(InboxError, match="full"):
+                teller.tell()
+        assert delivered(arrived).acked == 0
+        teller.release()
+        assert delivered(arrived).acked == bitmap.full(3)
+        assert delivered(arrived).released == 0
+    with Inbox(path) as inbox:
+        assert admit(inbox, arrival()) == []
+
+
+def _disk_full(*_: object) -> None:
+    raise InboxError("database or disk is full")
+
+
 def test_what_is_delivered_twice_at_once_is_shown_once(path: Path) -> None:
     with Inbox(path) as inbox:
         shelf = Shelf("bob", inbox, None)
