@@ -32,6 +32,11 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+# Nor may it depend on what is set for somebody's own deployment.
+for name in [each for each in os.environ if each.startswith("CIPHERMQ_")]:
+    del os.environ[name]
+
+
 @pytest.fixture
 def free_port() -> int:
     """A loopback port that stays free for this test: a killed server can come back on it."""

@@ -374,5 +374,8 @@ OUTBOX_HOLD: Final = 10.0
 """How long a patient relay leaves a route alone that can't be used now: an unknown receiver, a
 changed key, no binding. A person has to do something about it."""
 
+OUTBOX_WIPE: Final = 1.0
+"""How long a relay has nothing to write before it wipes what was sent out of the Outbox's log."""
+
 STORE_PRUNE: Final = 3600.0
 """How often an Inbox looks for ids that are older than any message may be."""

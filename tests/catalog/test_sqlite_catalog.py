@@ -172,6 +172,25 @@ async def test_a_backup_may_hold_the_file_for_a_moment(open_catalog: Opener, pat
         assert await catalog.get_key("a") == b"record"
 
 
+async def test_one_who_gives_up_waiting_takes_nobody_along(
+    open_catalog: Opener, path: Path
+) -> None:
+    async with open_catalog() as catalog:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        storing = asyncio.create_task(catalog.put_key("alice", 1, b"record"))
+        asking = asyncio.create_task(catalog.get_key("alice"))
+        await asyncio.sleep(0.05)
+        for task in (storing, asking):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        other.execute("COMMIT")
+        other.close()
+        async with asyncio.timeout(10):
+            assert await catalog.get_key("nobody") is None
+
+
 async def test_a_copy_made_while_it_is_open_is_whole(
     open_catalog: Opener, path: Path, tmp_path: Path, key: AtRestKey
 ) -> None:

@@ -31,11 +31,20 @@ MEMBERS = {
 }
 
 
+ELSEWHERE = {
+    "CIPHERMQ_URL": "cmq://127.0.0.1:1",
+    "CIPHERMQ_IDENTITY": "nobody",
+    "CIPHERMQ_STORAGE__DIRECTORY": "/nowhere",
+    "CIPHERMQ_SERVER__ADDRESS": "192.0.2.1:1",
+}
+"""What may be set for a deployment that is not the demo's."""
+
+
 def start(directory: Path, *words: str) -> subprocess.Popen[str]:
     """The demo, with its temporary directories in `directory`, in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "ciphermq", "demo", *words],
-        env={**os.environ, "TMPDIR": str(directory), "COLUMNS": "100"},
+        env={**os.environ, **ELSEWHERE, "TMPDIR": str(directory), "COLUMNS": "100"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

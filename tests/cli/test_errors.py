@@ -35,6 +35,7 @@ def ended_by(error: BaseException, *, as_json: bool = False) -> int:
         (errors.FrameTooLarge("x"), 4),
         (errors.KeyRecordForged("x"), 5),
         (errors.BadSignature("x"), 5),
+        (errors.BatchTooLarge("x"), 2),
         (errors.ClockWrong("x"), 5),
         (errors.InboxError("x"), 6),
         (errors.JournalDamaged("x"), 6),

@@ -100,6 +100,30 @@ def test_what_is_acked_is_not_shown_again(path: Path) -> None:
         assert inbox.duplicates == 2
 
 
+def test_what_could_not_be_committed_is_told_when_it_can_be(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived = arrival()
+    with Inbox(path) as inbox:
+        teller = Teller(inbox)
+        (batch,) = inbox.admit([arrived], teller)
+        batch.ack()
+        with monkeypatch.context() as patch:
+            patch.setattr(inbox, "finish", _disk_full)
+            with pytest.raises(InboxError, match="full"):
+                teller.tell()
+        assert delivered(arrived).acked == 0
+        teller.release()
+        assert delivered(arrived).acked == bitmap.full(3)
+        assert delivered(arrived).released == 0
+    with Inbox(path) as inbox:
+        assert admit(inbox, arrival()) == []
+
+
+def _disk_full(*_: object) -> None:
+    raise InboxError("database or disk is full")
+
+
 def test_what_is_delivered_twice_at_once_is_shown_once(path: Path) -> None:
     with Inbox(path) as inbox:
         shelf = Shelf("bob", inbox, None)
@@ -410,6 +434,26 @@ def test_stored_messages_that_are_nacked_come_again_after_a_while(path: Path) ->
         assert again.redeliveries == 1
         again.nack()
         assert inbox.next_due("bob") == pytest.approx(2.0)
+
+
+def test_each_stored_message_has_its_own_tries(path: Path) -> None:
+    """Were they the batch's, one failure of many messages would be the last of some."""
+    now, count = [1e9], limits.MAX_TRIES + 5
+    with Inbox(path, store_payloads=True, clock=lambda: now[0]) as inbox:
+        teller = Teller(inbox)
+        (batch,) = inbox.admit([arrival(count=count)], teller)
+        for message in batch:
+            message.nack()
+        assert list(inbox.rejected()) == []
+    for tries in range(1, limits.MAX_TRIES):
+        now[0] += 100
+        # The count outlives the receiver.
+        with Inbox(path, store_payloads=True, clock=lambda: now[0]) as inbox:
+            shown = inbox.take("bob", Teller(inbox))
+            assert shown is not None
+            assert (len(shown), shown.redeliveries) == (count, tries)
+            shown.nack()
+            assert len(list(inbox.rejected())) == (count if tries == limits.MAX_TRIES - 1 else 0)
 
 
 def test_stored_messages_that_are_refused_are_kept_for_the_operator(path: Path) -> None:

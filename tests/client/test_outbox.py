@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -154,6 +155,44 @@ async def test_a_relay_goes_on_by_itself(alice: Client, bob: Client, path: Path)
                 await relay.drained()
         assert told == [1, 2, 3]
     assert await received(bob, 3) == [b"0", b"1", b"2"]
+
+
+async def test_what_was_sent_is_in_no_file_any_more(
+    monkeypatch: pytest.MonkeyPatch, alice: Client, bob: Client, path: Path
+) -> None:
+    monkeypatch.setattr("ciphermq.limits.OUTBOX_WIPE", 0.01)
+
+    def traces() -> int:
+        files = [file.read_bytes() for file in path.parent.glob("outbox.db*")]
+        return sum(data.count(b"marker of alice") for data in files)
+
+    with Outbox(path) as outbox:
+        outbox.add_many([b"marker of alice %d" % number for number in range(5000)], to="bob")
+        assert traces() >= 5000
+        await alice.drain(outbox)
+        assert traces() == 0
+        async with alice.relay(outbox) as relay:
+            outbox.add(b"marker of alice", to="bob")
+            await relay.drained()
+            async with asyncio.timeout(10):
+                while traces():
+                    await asyncio.sleep(0.01)
+
+
+async def test_a_relay_leaves_the_applications_database_as_it_is(
+    alice: Client, bob: Client, path: Path
+) -> None:
+    own = sqlite3.connect(path)
+    own.execute("CREATE TABLE orders (what TEXT)")
+    path.chmod(0o640)
+    outbox = Outbox(own)
+    outbox.add(b"x", to="bob")
+    own.commit()
+    assert await alice.drain(outbox) == 1
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert own.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    own.close()
+    assert await received(bob, 1) == [b"x"]
 
 
 async def test_an_outbox_has_one_relay(alice: Client, bob: Client, path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
 from ciphermq import limits
-from ciphermq.client import Client, Message
+from ciphermq.client import Client, Inbox, Message
 from ciphermq.client.session import now_ms
 from ciphermq.custody import keys
 from ciphermq.engines.face import Publish
@@ -527,3 +528,26 @@ async def test_wrong_calls_are_told(bob: Client) -> None:
     with pytest.raises(UsageError, match="concurrency"):
         await bob.receiver().run(print, concurrency=0)
     assert limits.DEFAULT_PREFETCH > 1
+
+
+async def test_who_waits_does_not_wait_for_acks_that_nobody_tells(
+    monkeypatch: pytest.MonkeyPatch, alice: Client, bob: Client, tmp_path: Path
+) -> None:
+    """One handler asks for more while another has the only message that credit allows."""
+    monkeypatch.setattr("ciphermq.limits.ACK_INTERVAL", 60.0)
+    sender = alice.sender("bob")
+    for number in range(5):
+        await sender.send(b"%d" % number)
+    found: list[bytes] = []
+    with Inbox(tmp_path / "inbox.db") as inbox:
+        receiver = bob.receiver(inbox=inbox, prefetch=1)
+
+        async def handle(message: Message) -> None:
+            await asyncio.sleep(0.01)  # the other one asks meanwhile
+            found.append(message.payload)
+            if len(found) == 5:
+                receiver.stop()
+
+        async with asyncio.timeout(20):
+            await receiver.run(handle, concurrency=2)
+    assert found == [b"0", b"1", b"2", b"3", b"4"]

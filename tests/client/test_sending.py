@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from weakref import WeakSet
 
 import pytest
 
 from ciphermq import limits
-from ciphermq.client import Client
+from ciphermq.client import Client, Receiver, Sender
 from ciphermq.errors import (
     BatchTooLarge,
     CertificateError,
@@ -399,3 +401,35 @@ async def test_flush_and_close_wait_for_what_was_posted(alice: Client, bob: Clie
         last = await sender.post(b"last")
     assert last.done()
     assert len(await received(bob, 101)) == 101
+
+
+async def test_senders_and_receivers_that_are_done_are_not_kept(alice: Client, bob: Client) -> None:
+    """`client.sender("bob").send(...)` for each of a service's requests."""
+    await alice.sender("bob").send(b"0")
+    tasks = len(asyncio.all_tasks())
+    made: WeakSet[Sender | Receiver] = WeakSet()
+    for _ in range(20):
+        sender = alice.sender("bob")
+        made.add(sender)
+        await sender.send(b"x")
+    await alice.sender("bob").post(b"last")
+    del sender
+    for _ in range(5):
+        async with bob.receiver(limit=1, timeout=10) as receiver:
+            made.add(receiver)
+            await anext(receiver)
+    receiver = bob.receiver()
+    async with asyncio.timeout(10):
+        while len(asyncio.all_tasks()) > tasks:
+            await asyncio.sleep(0.01)
+        while made:
+            gc.collect()
+            await asyncio.sleep(0.01)
+
+
+async def test_what_a_forgotten_sender_has_posted_is_sent(alice: Client, bob: Client) -> None:
+    answers = [await alice.sender("bob").post(b"%d" % number) for number in range(5)]
+    gc.collect()
+    await asyncio.gather(*answers)
+    async with bob.receiver(limit=5, timeout=10) as messages:
+        assert {message.payload async for message in messages} == {b"0", b"1", b"2", b"3", b"4"}

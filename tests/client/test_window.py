@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from weakref import ref
 
 import pytest
 from hypothesis import strategies as st
@@ -51,6 +52,38 @@ def test_batches_are_numbered_from_one_and_limited_by_the_smaller_of_both_sides(
         for parcel in parcels(3):
             w.add(parcel)
         assert [(s.seq, s.restart) for s in drain(w)] == [(1, False), (2, False)]
+
+
+class Lane:
+    """A sender's own, which ends with it."""
+
+
+@pytest.mark.parametrize("end", ["waiting", "in flight", "refused", "cut"])
+def test_a_lane_that_has_ended_is_not_kept(end: str) -> None:
+    w, now = window(), 0.0
+    w.connect(4)
+    lane: Lane | None = Lane()
+    gone = ref(lane)
+    parcel: Parcel | None = Parcel(lane, b"x")
+    assert parcel is not None
+    w.add(parcel)
+    w.returned(drain(w)[0].seq, QueueFull("full"), now)
+    if end == "waiting":
+        w.abandon(parcel)
+    else:
+        (sending,) = drain(w, now + 100)
+        if end == "refused":
+            assert w.returned(sending.seq, Unroutable("nowhere"), now)[1] is Verdict.FAILED
+        else:
+            w.abandon(parcel)
+            if end == "cut":
+                w.disconnect()
+            else:
+                w.returned(sending.seq, QueueFull("full"), now)
+        del sending
+    del lane, parcel
+    assert w.idle
+    assert gone() is None
 
 
 def test_a_confirm_answers_all_up_to_its_number() -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import random
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -335,6 +337,34 @@ async def test_a_full_disk_refuses_publishes_and_nothing_else(running: Open) -> 
     back = await fetch(engine, messages=5)
     assert len(back) == 2
     assert back[1].batch_id == refused.header.batch_id
+
+
+async def test_space_that_is_back_at_once_lets_nothing_overtake(running: Open) -> None:
+    class ShortOnce(MoodyFiles):
+        """Has no space for one write, and has it again as soon as that was said."""
+
+        def pwritev(self, fd: int, buffers, offset: int) -> int:  # type: ignore[no-untyped-def]
+            if self.full:
+                loop.call_soon_threadsafe(publish_second)
+                assert published.wait(20)
+                self.full = False
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().pwritev(fd, buffers, offset)
+
+    def publish_second() -> None:
+        waiting.append(engine.publish(batch()))
+        published.set()
+
+    loop, published = asyncio.get_running_loop(), threading.Event()
+    files = ShortOnce()
+    engine = await running(files=files)
+    files.full = True
+    waiting = [engine.publish(batch())]
+    with pytest.raises(NoSpace):
+        await waiting[0]
+    with pytest.raises(NoSpace):
+        await waiting[1]
+    assert engine.queue("q").batches == 0
 
 
 async def test_acks_go_on_out_of_the_reserve(running: Open, tmp_path: Path) -> None:

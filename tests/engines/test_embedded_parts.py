@@ -2,15 +2,23 @@ from __future__ import annotations
 
 import asyncio
 import time
+import tracemalloc
+from pathlib import Path
+from typing import cast
 
 import pytest
 
+from ciphermq.broker import Broker
+from ciphermq.broker.records import CopiedEntry, CopyRecord, Kind, encode
+from ciphermq.broker.state import Port
 from ciphermq.engines.embedded.clock import SteadyClock
 from ciphermq.engines.embedded.confirms import Confirms
 from ciphermq.engines.embedded.fingerprint import Fingerprints, new_key
-from ciphermq.engines.embedded.payloads import pack_place, segment_of, unpack_place
+from ciphermq.engines.embedded.payloads import Payloads, pack_place, segment_of, unpack_place
+from ciphermq.engines.embedded.store import Store, StoreOptions
 from ciphermq.errors import NoSpace, Unavailable
-from ciphermq.journal import Location
+from ciphermq.journal import Journal, Location
+from ciphermq.model.topology import QueueSpec
 
 
 def test_the_clock_is_the_time_of_day_and_never_falls() -> None:
@@ -113,3 +121,57 @@ async def test_who_stopped_waiting_is_passed_over() -> None:
     confirms.group_durable(1)
     confirms.answer()
     assert stays.done()
+
+
+async def test_one_payload_that_nobody_takes_keeps_nothing_of_those_that_come_and_go(
+    tmp_path: Path,
+) -> None:
+    payloads = Payloads(Journal(tmp_path), asyncio.get_running_loop(), 1000)
+    payloads.keep(1, b"stays")
+    tracemalloc.start()
+    try:
+        for seq in range(2, 50_000):
+            payloads.keep(seq, b"comes")
+            payloads.forget(seq)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        payloads.close()
+    assert payloads.fresh(1) == b"stays"
+    assert kept < 100_000
+
+
+async def test_of_fresh_payloads_the_oldest_go_first(tmp_path: Path) -> None:
+    payloads = Payloads(Journal(tmp_path), asyncio.get_running_loop(), 1000)
+    for seq in range(1, 11):
+        payloads.keep(seq, bytes(50))
+    assert [seq for seq in range(1, 11) if payloads.fresh(seq) is not None] == [7, 8, 9, 10]
+    assert payloads.fresh_bytes == 1000
+    payloads.close()
+
+
+def test_what_is_left_of_a_damaged_batch_is_found_again_however_often_it_was_copied(
+    tmp_path: Path,
+) -> None:
+    """Else it would go, unseen, with the segment that has its last copy."""
+    journal = Journal(tmp_path)
+    journal.open(lambda *_: None)
+    nothing = lambda *_: None  # noqa: E731
+    journal.start(
+        snapshot=lambda: Broker(cast("Port", None)).snapshot(),
+        on_durable=nothing,
+        on_refused=nothing,
+        on_failed=nothing,
+    )
+    queue = journal.append(Kind.DECLARE_QUEUE, encode(QueueSpec("q")))
+    entries = [CopiedEntry(queue, 5, b"")]
+    copy = CopyRecord(5, "alice", bytes(16), 0, 0, 1, "q", entries)
+    for _ in range(2):
+        last = journal.append(Kind.COPY, encode(copy))
+    journal.append(Kind.COPY, encode(CopyRecord(6, "alice", bytes(16), 0, 0, 1, "q", [])))
+    journal.close()
+    store = Store(tmp_path, StoreOptions(), SteadyClock())
+    store.recover(Broker(store))
+    assert store.segments.batches_in(1, last, iter(())) == []
+    assert store.segments.batches_in(1, last + 2, iter(())) == [5]
+    store.journal.close()

@@ -46,6 +46,8 @@ class Owner:
         self.located: dict[int, Location | None] = {}
         self.confirmed = 0
         self.refused: list[int] = []
+        self.hears = True
+        """Whether it takes note of what is refused."""
         self.dropped = 0
         self.failure: CipherMQError | None = None
         self.padding = b""
@@ -85,6 +87,8 @@ class Owner:
     def _refused(self, lsns: list[int], error: CipherMQError) -> None:
         assert "no space" in str(error)
         self.refused += lsns
+        if self.hears:
+            self.journal.resume(lsns[-1])
         self.written = [record for record in self.written if record[0] not in lsns]
 
     def _failed(self, error: CipherMQError) -> None:

@@ -213,6 +213,50 @@ def test_when_space_is_back_so_is_the_reserve_and_then_payloads() -> None:
     assert owner.journal.stats().reserve == 40 * KIB
 
 
+def test_nothing_overtakes_what_was_refused() -> None:
+    """Space may be back before the sender of what was refused has heard of it."""
+    disk = SimDisk(100 * KIB)
+    owner = Owner(disk, reserve=40 * KIB)
+    owner.hears = False
+    fill(owner)
+    first = owner.refused[-1]
+    assert owner.journal.stats().reserve_whole  # only payloads were short of space
+    disk.capacity = 1 << 30
+    second = owner.append(1, b"payload", b"p" * 3000)
+    ack = owner.append(2, b"ack")
+    owner.drain()
+    assert owner.refused == [first, second]
+    assert owner.confirmed == ack
+    third = owner.append(1, b"payload", b"p" * 3000)
+    owner.journal.resume(first)
+    owner.journal.stepped._next_remake = 0.0
+    owner.drain()
+    assert owner.refused == [first, second, third]  # the second's sender hasn't heard either
+    owner.journal.resume(second)
+    fourth = owner.append(1, b"payload", b"p" * 3000)
+    owner.drain()
+    assert owner.refused[-1] == fourth
+    owner.journal.resume(fourth)
+    fifth = owner.append(1, b"payload", b"p" * 3000)
+    owner.drain()
+    assert owner.refused[-1] == fourth
+    assert owner.confirmed == fifth
+
+
+def test_a_full_disk_is_asked_again_after_a_while_only() -> None:
+    disk = SimDisk(100 * KIB)
+    owner = Owner(disk, reserve=40 * KIB)
+    fill(owner)
+    disk.capacity = 1 << 30
+    lsn = owner.append(1, b"payload", b"p" * 3000)
+    owner.drain()
+    assert owner.refused[-1] == lsn
+    owner.journal.stepped._next_remake = 0.0  # a second later
+    lsn = owner.append(1, b"payload", b"p" * 3000)
+    owner.drain()
+    assert owner.confirmed == lsn
+
+
 def test_refused_payloads_begin_no_segments() -> None:
     """Else an insistent publisher would use up the reserve with headers and snapshots."""
     disk = SimDisk(100 * KIB)

@@ -35,6 +35,20 @@ def test_strange_bytes_mean_no_message_beyond_the_batch(count: int, data: bytes)
     assert bitmap.decode(data, count) & ~bitmap.full(count) == 0
 
 
+@given(st.lists(st.integers(0, 2**20 - 1), max_size=8), st.integers(0, 2**20 - 1))
+def test_levels_count_for_each_message(happened: list[int], asked: int) -> None:
+    levels: bitmap.Levels = {}
+    times = dict.fromkeys(range(20), 0)
+    for bits in happened:
+        bitmap.raise_levels(levels, bits)
+        for index in bitmap.indices(bits):
+            times[index] += 1
+    parted = bitmap.by_level(levels, asked)
+    assert {i: level for level, bits in parted.items() for i in bitmap.indices(bits)} == {
+        index: times[index] for index in bitmap.indices(asked)
+    }
+
+
 def test_a_span_has_both_its_ends() -> None:
     assert list(bitmap.indices(bitmap.span(3, 5))) == [3, 4, 5]
     assert bitmap.span(0, 9) == bitmap.full(10)

@@ -74,6 +74,8 @@ def test_a_refusal_says_who_what_and_who_may() -> None:
         ACCESS.require("bob", Verb.CONSUME, Thing(Kind.INBOX, "alice", "alice"))
     with pytest.raises(AccessRefused, match="only its owner or an administrator may"):
         ACCESS.require("bob", Verb.PURGE, Thing(Kind.QUEUE, "jobs", "alice"))
+    with pytest.raises(AccessRefused, match="may not consume queue 'jobs': there is none of that"):
+        ACCESS.require("bob", Verb.CONSUME, Thing(Kind.QUEUE, "jobs"))
     with pytest.raises(AccessRefused, match="see the broker's status: only an administrator may"):
         ACCESS.require("bob", Verb.SEE, BROKER)
     with pytest.raises(AccessRefused, match="bind the default exchange: nobody may"):

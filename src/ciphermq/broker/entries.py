@@ -17,7 +17,7 @@ import msgspec
 
 from ciphermq import limits
 from ciphermq.model import bitmap
-from ciphermq.model.bitmap import Bitmap
+from ciphermq.model.bitmap import Bitmap, Levels
 from ciphermq.model.topology import DeadInfo
 
 if TYPE_CHECKING:
@@ -109,9 +109,9 @@ class Past(msgspec.Struct, gc=False, eq=False, weakref=False):
     placed_ms: int = 0
     """When it came into this queue, if not when its batch was published."""
     dead: DeadInfo | None = None
-    tries: dict[int, Bitmap] = msgspec.field(default_factory=dict)
-    """How often they were tried in vain, to the messages it is true of; none: not at all."""
-    given: dict[int, Bitmap] = msgspec.field(default_factory=dict)
+    tries: Levels = msgspec.field(default_factory=dict)
+    """How often they were tried in vain."""
+    given: Levels = msgspec.field(default_factory=dict)
     """How often they were given out and came back, whether or not that was a try."""
 
 
@@ -163,36 +163,15 @@ class Entry(msgspec.Struct, gc=False, eq=False, weakref=False):
         """`bits` came back from somebody; with `tries`, it counts against them."""
         if self.past is None:
             self.past = Past()
-        _raise(self.past.given, bits)
+        bitmap.raise_levels(self.past.given, bits)
         if tries:
-            _raise(self.past.tries, bits)
+            bitmap.raise_levels(self.past.tries, bits)
 
     def times_given(self, bits: Bitmap) -> int:
         """How often the most often given of `bits` was given out before."""
         given = self.past.given if self.past else {}
         return max((times for times, those in given.items() if those & bits), default=0)
 
-    def by_tries(self, bits: Bitmap) -> dict[int, Bitmap]:
+    def by_tries(self, bits: Bitmap) -> Levels:
         """`bits`, parted by how often they were tried."""
-        parted: dict[int, Bitmap] = {}
-        if self.past:
-            for tries, those in self.past.tries.items():
-                if here := those & bits:
-                    parted[tries] = here
-                    bits &= ~here
-        if bits:
-            parted[0] = bits
-        return parted
-
-
-def _raise(levels: dict[int, Bitmap], bits: Bitmap) -> None:
-    """Each of `bits` one level up."""
-    for level in sorted(levels, reverse=True):
-        if moved := levels[level] & bits:
-            bits &= ~moved
-            levels[level + 1] = levels.get(level + 1, 0) | moved
-            levels[level] &= ~moved
-            if not levels[level]:
-                del levels[level]
-    if bits:
-        levels[1] = levels.get(1, 0) | bits
+        return bitmap.by_level(self.past.tries if self.past else {}, bits)

@@ -212,6 +212,8 @@ class SqliteCatalog:
         future: Future[T] = Future()
 
         def job(connection: sqlite3.Connection) -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # who asked has given up
             try:
                 future.set_result(work(connection))
             except sqlite3.Error as error:

@@ -43,6 +43,7 @@ _STATUSES: Final[tuple[tuple[type[errors.CipherMQError], int], ...]] = (
     (errors.TransportError, CONNECTION),
     (errors.RemoteProtocolError, CONNECTION),
     (errors.KeyRecordError, TRUST),
+    (errors.BatchTooLarge, USAGE),  # what one sends; a receiver's goes to the dead letters
     (errors.BatchError, TRUST),
     (errors.ReceiverFault, TRUST),
     (errors.JournalError, STORED),

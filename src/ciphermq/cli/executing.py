@@ -3,6 +3,9 @@
 Status 0 acknowledges the message; anything else gives it back, to come again after a while and,
 after enough tries, to go to the dead letters. A crash between the command's end and the
 acknowledgement runs it again: at least once, whatever Inbox there is.
+
+The command stays in our process group, so that a Ctrl-C or a kill of the group reaches both. Who
+kills us alone with SIGKILL leaves it running.
 """
 
 from __future__ import annotations

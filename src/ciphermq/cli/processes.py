@@ -40,6 +40,11 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
+def _without_settings(base: Mapping[str, str]) -> dict[str, str]:
+    """`base` without what is set for another deployment: its broker, its identity, its limits."""
+    return {name: base[name] for name in base if not name.startswith("CIPHERMQ_")}
+
+
 class Process:
     """One `ciphermq` command that runs, or did."""
 
@@ -58,7 +63,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
+                env=_without_settings(os.environ) | dict(environment),
                 start_new_session=True,  # a Ctrl-C in the terminal is its parent's to answer
             )
 
@@ -140,6 +145,7 @@ class Stage:
         now_ms = time.time_ns() // 1_000_000
         self.directory = directory
         self.port = port
+        self.url = f"cmq://localhost:{port}"
         directory.mkdir(parents=True)
         self.deployment = deployment.make(
             directory / "deployment", now_ms=now_ms, passphrase=None, port=port
@@ -149,7 +155,7 @@ class Stage:
             enrol.create(
                 self.deployment.identity(name),
                 name=name,
-                url=f"cmq://localhost:{port}",
+                url=self.url,
                 authority=authority,
                 now_ms=now_ms,
             )
@@ -203,9 +209,25 @@ class Stage:
         except TimeoutError:
             raise WaitTimeout(f"queue {queue!r} is not empty after {timeout:g} s") from None
 
+    def wait_for_consumers(self, count: int, timeout: float = START_TIMEOUT) -> None:
+        """Until the broker has so many consumers, of whatever queues."""
+
+        async def reached() -> None:
+            async with self._connect(ADMINISTRATOR) as client:
+                there = -1
+                while there != count:
+                    there = len([row async for row in client.rows("consumers")])
+                    await asyncio.sleep(0.02)
+
+        try:
+            asyncio.run(asyncio.wait_for(reached(), timeout))
+        except TimeoutError:
+            raise WaitTimeout(f"{count} consumers are not there after {timeout:g} s") from None
+
     def _connect(self, name: str) -> Connecting:
-        # A broker that was just killed is on its way.
-        return ciphermq.connect(identity=self.deployment.identity(name), wait=START_TIMEOUT)
+        # A broker that was just killed is on its way. All is said, lest $CIPHERMQ_URL say other.
+        identity = self.deployment.identity(name)
+        return ciphermq.connect(self.url, identity=identity, passphrase="", wait=START_TIMEOUT)
 
 
 def free_port() -> int:

@@ -124,7 +124,10 @@ class Rehearsal:
         self._receiver.kill()
         self._kills += 1
         self._say("the receiver is killed with SIGKILL, and started again")
+        stage.wait_for_consumers(0)
         self._receiver = self._start_receiver(stage)
+        # The broker dies next: a receiver that is just starting would not wait for it.
+        stage.wait_for_consumers(1)
 
     # --- watching -------------------------------------------------------------------------------
 

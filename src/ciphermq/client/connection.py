@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Itera
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+from weakref import WeakSet
 
 from ciphermq import limits
 from ciphermq.client import places
@@ -60,7 +61,8 @@ class Client:
         self._directory = Directory(core)
         self._sealer = Sealer(core, self._directory)
         self._unsealer = Unsealer(core)
-        self._senders: list[Sender] = []
+        self._senders: WeakSet[Sender] = WeakSet()
+        """Those that are somebody's, or have something under way."""
         self._receivers: list[Receiver] = []
 
     @property
@@ -119,7 +121,7 @@ class Client:
             window=self._window if window is None else window,
             batch_bytes=batch_bytes,
         )
-        self._senders.append(sender)
+        self._senders.add(sender)
         return sender
 
     def receiver(
@@ -152,7 +154,7 @@ class Client:
             limit=limit,
             timeout=timeout,
         )
-        self._receivers.append(receiver)
+        self._receivers = [each for each in self._receivers if not each.closed] + [receiver]
         return receiver
 
     def source(
@@ -341,7 +343,7 @@ class Client:
             for receiver in self._receivers:
                 await receiver.close(error)
             async with asyncio.timeout(0 if hurried else self._core.patience.close):
-                for sender in self._senders:
+                for sender in list(self._senders):
                     await sender.close()
         except TimeoutError:
             pass  # what is under way is abandoned, and its senders are told

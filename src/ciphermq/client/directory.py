@@ -58,7 +58,7 @@ class Directory:
         except NotFound as error:
             raise UnknownReceiver(
                 f"nobody named {client!r} has registered a key: a client does so when it first "
-                f"receives (`ciphermq receive` there, or `ciphermq keys renew`). {error}"
+                f"receives (`ciphermq receive` there, or `ciphermq keys renew`)"
             ) from error
         try:
             return await self._accept(client, answer)

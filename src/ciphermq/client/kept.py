@@ -20,7 +20,7 @@ from ciphermq.client.origin import Origin
 from ciphermq.client.settling import Settling, Teller
 from ciphermq.client.store import Store
 from ciphermq.model import bitmap, body, ids
-from ciphermq.model.bitmap import Bitmap
+from ciphermq.model.bitmap import Bitmap, Levels
 from ciphermq.model.body import Messages
 
 SCHEMA: Final = """
@@ -29,7 +29,7 @@ SCHEMA: Final = """
         queue TEXT NOT NULL,
         count INTEGER NOT NULL,
         open BLOB NOT NULL,
-        tries INTEGER NOT NULL,
+        tries BLOB NOT NULL, -- how often, to which messages
         origin BLOB NOT NULL,
         plaintext BLOB NOT NULL
     );
@@ -46,6 +46,7 @@ SCHEMA: Final = """
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_origin = msgspec.msgpack.Decoder(Origin).decode
+_decode_tries = msgspec.msgpack.Decoder(dict[int, bytes]).decode
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -92,8 +93,16 @@ class Kept:
         elif fresh:
             encoded = bitmap.encode(fresh, origin.count)
             self._store.run(
-                "INSERT INTO ciphermq_inbox_pending VALUES (?, ?, ?, ?, 0, ?, ?)",
-                (seq, origin.queue, origin.count, encoded, _encode(origin), messages.plaintext),
+                "INSERT INTO ciphermq_inbox_pending VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    seq,
+                    origin.queue,
+                    origin.count,
+                    encoded,
+                    _encode({}),
+                    _encode(origin),
+                    messages.plaintext,
+                ),
             )
         return fresh
 
@@ -142,11 +151,11 @@ class Kept:
             if not rows:  # done in the meantime, by who had it in hand before
                 continue
             opened, tries, encoded, plaintext = rows[0]
-            origin = msgspec.structs.replace(
-                _decode_origin(encoded), redelivered=True, redeliveries=tries
-            )
+            origin = _decode_origin(encoded)
             bits = due.bits & bitmap.decode(opened, origin.count)
             if bits:
+                most = max(bitmap.by_level(_levels(tries, origin.count), bits))
+                origin = msgspec.structs.replace(origin, redelivered=True, redeliveries=most)
                 settling = Settling(origin, bits, KeptDelivery(self, due.seq, origin), teller)
                 return Batch(body.decode(plaintext), origin, settling)
         return None
@@ -160,15 +169,18 @@ class Kept:
     def again(self, seq: int, origin: Origin, bits: Bitmap) -> None:
         """Show these again after a while, or after too many tries never."""
         with self._store.transaction():
+            levels = self._tries(seq, origin.count)
+            bitmap.raise_levels(levels, bits)
+            tries = {level: bitmap.encode(those, origin.count) for level, those in levels.items()}
             self._store.run(
-                "UPDATE ciphermq_inbox_pending SET tries = tries + 1 WHERE seq = ?", (seq,)
+                "UPDATE ciphermq_inbox_pending SET tries = ? WHERE seq = ?", (_encode(tries), seq)
             )
-            tries = self._tries(seq)
-        if tries >= limits.MAX_TRIES:
-            self.reject(seq, origin, bits, "tries", f"given back {tries} times")
-            return
-        delay = min(limits.NACK_BACKOFF_FIRST * 2.0 ** (tries - 1), limits.NACK_BACKOFF_MOST)
-        self.show_at(self._clock() + delay, seq, origin.queue, bits)
+        for level, those in bitmap.by_level(levels, bits).items():
+            if level >= limits.MAX_TRIES:
+                self.reject(seq, origin, those, "tries", f"given back {level} times")
+                continue
+            delay = min(limits.NACK_BACKOFF_FIRST * 2.0 ** (level - 1), limits.NACK_BACKOFF_MOST)
+            self.show_at(self._clock() + delay, seq, origin.queue, those)
 
     def reject(self, seq: int, origin: Origin, bits: Bitmap, reason: str, detail: str) -> None:
         """Never show these again; keep them where the operator finds them."""
@@ -200,9 +212,13 @@ class Kept:
         ):
             yield Rejected(*row)
 
-    def _tries(self, seq: int) -> int:
+    def _tries(self, seq: int, count: int) -> Levels:
         rows = self._store.ask("SELECT tries FROM ciphermq_inbox_pending WHERE seq = ?", (seq,))
-        return int(rows[0][0]) if rows else 0
+        return _levels(rows[0][0], count) if rows else {}
+
+
+def _levels(tries: bytes, count: int) -> Levels:
+    return {level: bitmap.decode(bits, count) for level, bits in _decode_tries(tries).items()}
 
 
 class KeptDelivery:

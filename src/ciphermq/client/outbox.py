@@ -19,7 +19,8 @@ The broker remembers ids for ten minutes. Bytes that go again after a longer pau
 second time; a receiver's Inbox, which remembers for a month, drops them. A batch can be sent for as
 long as receivers take it, 30 days from sealing; after that it is put aside (`failed`).
 
-What waits here is not sealed yet and is as safe as the file is (0600).
+What waits here is not sealed yet and is as safe as the file is (0600). When it is sealed it is
+overwritten in the file; in SQLite's log beside it, when the relay has nothing else to do.
 """
 
 from __future__ import annotations

@@ -64,9 +64,8 @@ class Rows:
     """An Outbox's tables, as the relay needs them."""
 
     def __init__(self, path: Path) -> None:
-        self._store = Store(
-            path, name="outbox", schema=(SCHEMA,), failure=StoreError, any_thread=True
-        )
+        self._store = Store(path, name="outbox", schema=(SCHEMA,), failure=StoreError, guest=True)
+        self.wipe_log = self._store.wipe_log
 
     def close(self) -> None:
         """Close the file."""
@@ -153,12 +152,14 @@ class Rows:
             for failing in failed:
                 self._fail(failing)
             for waiting, data in sealed:
+                # Out before in: sealed bytes then go where the plaintext was, and the file need
+                # not grow for them.
+                self._remove(waiting)
                 number = self._store.run(
                     "INSERT INTO ciphermq_outbox_sealed (route, count, sealed) VALUES (?, ?, ?)",
                     (waiting.route, waiting.body.count, data),
                 ).lastrowid
                 added.append(SealedRow(int(number or 0), waiting.route, waiting.body.count))
-                self._remove(waiting)
             for losing in lost:
                 waiting = losing.waiting
                 self._put_aside(waiting.route, waiting.body.count, losing.code, losing.detail)

@@ -65,6 +65,8 @@ class Receiver:
         self._loop = asyncio.get_running_loop()
         self._asking = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
+        self._idle = False
+        """Somebody waits for the next message, and there is none."""
         self._closed = False
 
     # --- one by one -------------------------------------------------------------------------
@@ -187,6 +189,11 @@ class Receiver:
         self._source.renew()
 
     @property
+    def closed(self) -> bool:
+        """Whether it has been closed, or is being."""
+        return self._closed
+
+    @property
     def refused(self) -> int:
         """Messages of this client that went to the dead letters because they can't be opened."""
         return self._source.refused
@@ -216,7 +223,11 @@ class Receiver:
                 else:
                     self._shelf.tell()
                     left = None if deadline is None else max(0.0, deadline - self._loop.time())
-                    await self._source.wait(self._shelf.next_due(), left, self._timeout)
+                    self._idle = True
+                    try:
+                        await self._source.wait(self._shelf.next_due(), left, self._timeout)
+                    finally:
+                        self._idle = False
             return None
 
     # --- telling --------------------------------------------------------------------------------
@@ -224,7 +235,9 @@ class Receiver:
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(limits.ACK_INTERVAL, self._tell)
+        # Who waits may be waiting for the broker to hear just this, and give credit for it.
+        delay = 0.0 if self._idle else limits.ACK_INTERVAL
+        self._timer = self._loop.call_later(delay, self._tell)
 
     def _tell(self) -> None:
         """Tell what is done, when nobody asks for the next message."""

@@ -93,6 +93,8 @@ class Relay:
         """Routes that failed: by the loop's clock, until when they are left alone."""
         self._confirmed: list[int] = []
         self._failed: list[Failing] = []
+        self._wipe_at: float | None = None
+        """When to wipe what was sent out of the database's log, by the loop's clock."""
         self._moved = asyncio.Event()
         self._round = 0
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
@@ -158,6 +160,7 @@ class Relay:
             self._publisher.abandon(parcel, ConnectionLost("the relay was closed"))
         try:
             await self._note()
+            await self._in_thread(self._rows.wipe_log)
         finally:
             await self._close_store()
         if error is None and isinstance(failure, Exception):
@@ -204,6 +207,7 @@ class Relay:
                     return
                 if not any(self._unsent.values()) and not held:
                     self._tell_drained()
+                    await self._wipe_in_time()
             await self._pause(limits.OUTBOX_POLL)
 
     async def _work(self) -> bool:
@@ -250,7 +254,14 @@ class Relay:
             self._rows.move, sealed=sealed, confirmed=confirmed, failed=failed, lost=lost
         )
         del self._confirmed[: len(confirmed)], self._failed[: len(failed)]
+        self._wipe_at = self._loop.time() + limits.OUTBOX_WIPE
         return rows
+
+    async def _wipe_in_time(self) -> None:
+        """Wipe the log once nothing has been written for a while: it takes two syncs."""
+        if self._wipe_at is not None and self._wipe_at <= self._loop.time():
+            wiped = await self._in_thread(self._rows.wipe_log)
+            self._wipe_at = None if wiped else self._loop.time() + limits.OUTBOX_WIPE
 
     async def _send_sealed(self) -> bool:
         """Send what is sealed and has room under way; whether there was any."""

@@ -271,13 +271,14 @@ class Sender:
     # --- sealing and sending --------------------------------------------------------------------
 
     async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
+        """Until nothing waits: a sender that is idle must not cost anything, nor be kept."""
+        while self._batcher.count:
             self._wake.clear()
-            while self._batcher.count:
-                async with self._lane.turn():
-                    if not await self._next_batch():
-                        break
+            async with self._lane.turn():
+                sent = await self._next_batch()
+            if not sent:
+                await self._wake.wait()
+        self._pump = None
 
     async def _next_batch(self) -> bool:
         """Seal and send one batch; False when none is to go now."""

@@ -174,8 +174,9 @@ class Teller:
             self._let_go(settling)
 
     def tell(self) -> None:
-        """Commit and pass on all that has been acked so far."""
-        untold, self._untold, self._finished = list(self._untold.values()), {}, 0
+        """Commit and pass on all that has been acked so far; nothing of it, if it can't be
+        committed."""
+        untold = list(self._untold.values())
         if self.memory is not None:
             fresh = [
                 (settling, bits)
@@ -184,6 +185,7 @@ class Teller:
             ]
             if fresh:
                 self.memory.finish(fresh)
+        self._untold, self._finished = {}, 0
         for settling in untold:
             bits, settling.acked = settling.acked, 0
             if self.memory is not None:
@@ -194,11 +196,13 @@ class Teller:
 
     def release(self) -> None:
         """The receiver stops: tell what is done, give back what is not."""
-        self.tell()
-        held, self._held = self._held, {}
-        self._by_batch.clear()
-        for settling in held.values():
-            settling.release()
+        try:
+            self.tell()
+        finally:
+            held, self._held = self._held, {}
+            self._by_batch.clear()
+            for settling in held.values():
+                settling.release()
 
 
 def _batch_of(origin: Origin) -> tuple[str | None, bytes]:

@@ -18,6 +18,8 @@ from ciphermq.custody import disk
 from ciphermq.errors import CipherMQError, UsageError
 
 _PAGE_SIZE: Final = 32 * limits.KIB
+"""Of a new file. Half a megabyte of payloads costs half as much as in SQLite's 4 KiB, and a note of
+what is done costs the same."""
 
 Failure = Callable[[str], CipherMQError]
 """Makes the error of the store in question out of a sentence."""
@@ -34,11 +36,12 @@ class Store:
         schema: Sequence[str],
         failure: Failure,
         timeout: float = limits.STORE_TIMEOUT,
-        any_thread: bool = False,
+        guest: bool = False,
     ) -> None:
         """`name` is the prefix of the tables. `schema` is one script a version, oldest first:
         a database is brought from its version to the last by the scripts that it lacks.
-        `any_thread`: the caller sees to it that no two threads use it at once."""
+        `guest`: one more connection to what is another's, perhaps the application's, so its mode
+        stays as it is; and the caller sees to it that no two threads use it at once."""
         self._name = name
         self._failure = failure
         self._owned = not isinstance(where, sqlite3.Connection)
@@ -47,7 +50,9 @@ class Store:
             if isinstance(where, sqlite3.Connection):
                 self.connection = where
             else:
-                self.connection = _open(Path(where), timeout, any_thread=any_thread)
+                self.connection = _connect(Path(where), timeout, guest=guest)
+                if not guest:
+                    _prepare(Path(where), self.connection)
             self.path = _path_of(self.connection)
             self._migrate(schema)
 
@@ -114,6 +119,18 @@ class Store:
         with self._explained(f"the {self._name} can't be written"):
             return self.connection.execute(statement, values)
 
+    def wipe_log(self) -> bool:
+        """Empty SQLite's log, where deleted rows may still stand; False while others read in it."""
+        with self._explained(f"the {self._name} can't be written"):
+            ((timeout,),) = self.connection.execute("PRAGMA busy_timeout").fetchall()
+            self.connection.execute("PRAGMA busy_timeout = 0")
+            try:
+                query = "PRAGMA wal_checkpoint(TRUNCATE)"
+                ((busy, _, _),) = self.connection.execute(query).fetchall()
+            finally:
+                self.connection.execute(f"PRAGMA busy_timeout = {timeout}")
+        return not busy
+
     def close(self) -> None:
         """Close the file, if it is ours to close."""
         if self._owned:
@@ -153,7 +170,7 @@ class Store:
         return int(row[0] or 0)
 
 
-def _open(path: Path, timeout: float, *, any_thread: bool) -> sqlite3.Connection:
+def _connect(path: Path, timeout: float, *, guest: bool) -> sqlite3.Connection:
     # Made here and not by SQLite, which would leave it as open as the umask does: whoever opened it
     # before it was closed to others could read in it for ever after.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, disk.PRIVATE))
@@ -161,17 +178,28 @@ def _open(path: Path, timeout: float, *, any_thread: bool) -> sqlite3.Connection
         path,
         timeout=timeout,
         isolation_level=None,  # no transaction begins behind our back
-        check_same_thread=not any_thread,
+        check_same_thread=not guest,
     )
     try:
-        path.chmod(disk.PRIVATE)
-        connection.execute("PRAGMA journal_mode = WAL")
         # FULL syncs each commit: "done" must outlive a power cut once the broker was told.
         connection.execute("PRAGMA synchronous = FULL")
+        # What was opened, or not sealed yet, must not outlive its row in pages that are free.
+        connection.execute("PRAGMA secure_delete = ON")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _prepare(path: Path, connection: sqlite3.Connection) -> None:
+    """Set what a file keeps of itself."""
+    try:
+        path.chmod(disk.PRIVATE)
+        connection.execute(f"PRAGMA page_size = {_PAGE_SIZE}")
+        connection.execute("PRAGMA journal_mode = WAL")
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _path_of(connection: sqlite3.Connection) -> Path | None:

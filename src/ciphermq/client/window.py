@@ -23,6 +23,7 @@ from bisect import insort
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import chain
 from typing import Final, NamedTuple
 
 from ciphermq.client.backoff import Backoff
@@ -113,6 +114,7 @@ class Window:
         parcel.abandoned = True
         if parcel in self._waiting:
             self._waiting.remove(parcel)
+        self._forget(parcel.lane)
 
     # --- connections ------------------------------------------------------------------------
 
@@ -131,9 +133,10 @@ class Window:
     def disconnect(self) -> None:
         """The connection is gone: what was on it waits for the next one."""
         self._limit = 0
-        for parcel in self._flight.values():
+        flight, self._flight = self._flight, {}
+        for parcel in flight.values():
             self._put_back(parcel)
-        self._flight.clear()
+            self._forget(parcel.lane)
 
     # --- sending ----------------------------------------------------------------------------
 
@@ -194,12 +197,20 @@ class Window:
             self._put_back(parcel)
         else:
             verdict = Verdict.FAILED
+        self._forget(parcel.lane)
         self._flight_answered()
         return parcel, verdict
 
     def _flight_answered(self) -> None:
         if self._refused and not self._flight:
             self._refused, self._restart = False, True
+
+    def _forget(self, lane: Hashable) -> None:
+        """A lane without a batch has nothing to wait for, and may never come again."""
+        if lane in self._holds:
+            flight = self._flight.values()
+            if not any(parcel.lane == lane for parcel in chain(self._waiting, flight)):
+                del self._holds[lane]
 
     def _put_back(self, parcel: Parcel) -> None:
         if not parcel.abandoned:

@@ -175,6 +175,8 @@ class Journal:
         record of a group that is now on disk; `on_refused` with the lsns of records that were not
         written because the disk is full (`JournalFull`); `on_failed` once, when nothing can ever
         be confirmed again.
+
+        After `on_refused` all records with a payload are refused, space or not, until `resume`.
         """
         writer = self._running()
         self._snapshot = snapshot
@@ -242,6 +244,11 @@ class Journal:
         if not writer.baton.idle:
             writer.baton.step_aside()
         return lsn
+
+    def resume(self, refused: int) -> None:
+        """Whoever must know has heard of the refusals up to the record `refused`: what is appended
+        from here on may be written. What was appended before could overtake what was refused."""
+        self._running().told = (refused, self._next_lsn)
 
     def _make_room(self, writer: Writer, size: int) -> None:
         """Begin a new segment, unless enough of this one was refused meanwhile."""

@@ -92,6 +92,9 @@ class Writer:
         """Bytes of records refused since, which did not fill the segment after all."""
         self.short = False
         """Whether the last record with a payload was refused."""
+        self.told = (0, 0)
+        """Set by the owner: up to which record refusals are known to all whom they concern, and
+        the first record that was appended since."""
         self.groups = 0
         self.sync_seconds: deque[float] = deque(maxlen=_SYNC_SAMPLES)
         self.on_durable: OnDurable = lambda _placed: None
@@ -107,6 +110,8 @@ class Writer:
         self._readers = readers
         self._max_group = max_group
         self._held: Item | None = None
+        self._last_refused = 0
+        self._full = False  # a write has failed for want of space since the reserve was looked at
         self._next_check = 0.0
         self._next_remake = 0.0
 
@@ -176,7 +181,7 @@ class Writer:
     # --- writing ---------------------------------------------------------------------------
 
     def _commit(self, group: list[Entry]) -> None:
-        if not self._reserve.whole and not self._remade():
+        if not self._takes_payloads(group):
             group = self._refuse(group)
         while group:
             tail = self._tail
@@ -274,6 +279,8 @@ class Writer:
                 tail.cut()
             raise error
         tail.cut()
+        self._full = True
+        self._next_remake = time.monotonic() + _CHECK_EVERY
         rest = self._refuse(group)
         if len(rest) == len(group):
             self._use_reserve(size)
@@ -299,6 +306,7 @@ class Writer:
                 self.refunded += _size(entry)
         if refused:
             self.short = True
+            self._last_refused = refused[-1]
             need = self._reserve.size // limits.MIB
             self.on_refused(
                 refused,
@@ -310,13 +318,20 @@ class Writer:
             )
         return rest
 
-    def _remade(self) -> bool:
-        """Whether the reserve is whole again; asks the disk once a second at most."""
+    def _takes_payloads(self, group: list[Entry]) -> bool:
+        """Whether there is space for more than what must be written, and none of `group` can
+        overtake a refused record: space may come back while its sender has not yet heard."""
+        told, since = self.told
+        if self._last_refused > told or group[0].lsn < since:
+            return False
+        if self._reserve.whole and not self._full:
+            return True
         now = time.monotonic()
-        if now < self._next_remake:
+        if now < self._next_remake:  # ask the disk once a second at most
             return False
         self._next_remake = now + _CHECK_EVERY
-        return self._reserve.remake()
+        self._full = not self._reserve.remake()
+        return not self._full
 
     def close(self) -> None:
         """Close the tail. Its thread has ended."""

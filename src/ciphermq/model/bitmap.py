@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 Bitmap = int
+Levels = dict[int, Bitmap]
+"""How often something happened, to the messages it happened to so often; none: not at all."""
 
 
 def full(count: int) -> Bitmap:
@@ -35,6 +37,31 @@ def indices(bits: Bitmap) -> Iterator[int]:
         low = bits & -bits
         yield low.bit_length() - 1
         bits ^= low
+
+
+def raise_levels(levels: Levels, bits: Bitmap) -> None:
+    """It happened to each of `bits` once more."""
+    for level in sorted(levels, reverse=True):
+        if moved := levels[level] & bits:
+            bits &= ~moved
+            levels[level + 1] = levels.get(level + 1, 0) | moved
+            levels[level] &= ~moved
+            if not levels[level]:
+                del levels[level]
+    if bits:
+        levels[1] = levels.get(1, 0) | bits
+
+
+def by_level(levels: Levels, bits: Bitmap) -> Levels:
+    """`bits`, parted by how often it happened to them; 0 for those it never did."""
+    parted: Levels = {}
+    for level, those in levels.items():
+        if here := those & bits:
+            parted[level] = here
+            bits &= ~here
+    if bits:
+        parted[0] = bits
+    return parted
 
 
 def encode(bits: Bitmap, count: int) -> bytes:

@@ -116,9 +116,10 @@ class Access:
     def require(self, client: str, verb: Verb, thing: Thing) -> None:
         """`AccessRefused`, saying who may, unless `client` may do that."""
         if not self.decide(client, verb, thing):
-            raise AccessRefused(
-                f"{client!r} may not {verb.value} {thing}: {_who(RIGHTS.get((verb, thing.kind)))}"
-            )
+            who = _who(RIGHTS.get((verb, thing.kind)))
+            if not thing.owner and thing.kind in (Kind.QUEUE, Kind.EXCHANGE):
+                who = "there is none of that name, or it is the administrators'"
+            raise AccessRefused(f"{client!r} may not {verb.value} {thing}: {who}")
 
     def _relation(self, client: str, thing: Thing) -> Relation:
         relation = Relation.ANYONE

@@ -87,7 +87,7 @@ class Client:
         )
         shelf = Shelf(self.name if queue is None else queue, inbox, limit)
         receiver = Receiver(self._loop, source, shelf, timeout)
-        self._receivers.append(receiver)
+        self._receivers = [each for each in self._receivers if not each.closed] + [receiver]
         return receiver
 
     def fetch(self, queue: str | None = None, messages: int = 1) -> list[Message]:

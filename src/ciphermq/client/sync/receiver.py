@@ -119,6 +119,11 @@ class Receiver:
         self._loop.call(self._source.renew)
 
     @property
+    def closed(self) -> bool:
+        """Whether it has been closed."""
+        return self._closed
+
+    @property
     def refused(self) -> int:
         """Messages of this client that went to the dead letters because they can't be opened."""
         return self._source.refused

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -64,8 +64,8 @@ class Payloads:
         self._journal = journal
         self._loop = loop
         self._most = most
-        self._fresh: dict[int, Sealed] = {}
-        self._ages: deque[int] = deque()
+        self._fresh: OrderedDict[int, Sealed] = OrderedDict()
+        """By seq, oldest first. A plain dict's first key would be searched for, among the gone."""
         self._fresh_bytes = 0
         self._wanted: list[tuple[Batch, Callback]] = []
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="ciphermq-read")
@@ -83,19 +83,15 @@ class Payloads:
     def keep(self, seq: int, sealed: Sealed) -> None:
         """Keep what was just published, while there is room and nobody is done with it."""
         self._fresh[seq] = sealed
-        self._ages.append(seq)
         self._fresh_bytes += len(sealed) + _OVERHEAD
         while self._fresh_bytes > self._most:
-            self.forget(self._ages.popleft())
+            self.forget(next(iter(self._fresh)))
 
     def forget(self, seq: int) -> None:
         """It is not needed in memory."""
         sealed = self._fresh.pop(seq, None)
         if sealed is not None:
             self._fresh_bytes -= len(sealed) + _OVERHEAD
-        ages = self._ages
-        while ages and ages[0] not in self._fresh:
-            ages.popleft()
 
     def fresh(self, seq: int) -> Sealed | None:
         """The bytes, if they are in memory."""

@@ -8,6 +8,7 @@ who wait are answered, and the engine is told that there may be something to del
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,10 @@ class Store:
             if location is None:
                 if kind == Kind.SNAPSHOT:
                     began(lsn)
-                elif kind == Kind.COPY:
-                    self.segments.lost(decode_copy(meta).seq, lsn)
                 replay(lsn, kind, meta, 0, 0)
+                # Only now: replaying a copy ends what was known of the batch before.
+                if kind == Kind.COPY and broker.batch(seq := decode_copy(meta).seq) is not None:
+                    self.segments.lost(seq, lsn)
             else:
                 took(location)
                 replay(lsn, kind, meta, location.length, pack_place(location))
@@ -117,6 +119,8 @@ class Store:
             self.refused += len(lsns)
             self.confirms.group_refused(lsns, lambda: NoSpace(str(error)))
             settled()
+            # After those who are told by it, so that none of them sends more without knowing.
+            loop.call_soon(self._resume, lsns[-1])
 
         def settled() -> None:
             broker.durable(self.confirms.durable)
@@ -160,6 +164,10 @@ class Store:
             if batch.place:
                 segments.freed(unpack_place(batch.place, batch.size))
             batch.place = place
+
+    def _resume(self, refused: int) -> None:
+        with contextlib.suppress(UsageError):  # the journal was closed meanwhile
+            self.journal.resume(refused)
 
     def unavailable(self) -> Unavailable:
         """Why nothing can be stored."""
