@@ -205,8 +205,7 @@ def test_what_waits_for_a_slow_log_is_written_before_the_end(
     running.stop()
     later.join()
     written = [line["message"] for line in lines(tmp_path / "info.log")]
-    assert len(written) >= 10
-    assert set(written) == {"a line"}
+    assert written.count("a line") >= 10
 
 
 def test_a_file_that_takes_no_more_is_counted(
