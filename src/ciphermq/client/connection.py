@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -339,17 +340,23 @@ class Client:
         confirmations. `error` is why the program ends, for messages that are in hand; when it was
         cancelled or interrupted, confirmations are not waited for."""
         hurried = error is not None and not isinstance(error, Exception)
-        try:
+        # Whatever goes wrong with one of them, the others are ended in order. Last in, first out.
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._core.close)
+            stack.callback(self._publisher.close)
+            stack.push_async_callback(
+                self._close_senders, 0.0 if hurried else self._core.patience.close
+            )
             for receiver in self._receivers:
-                await receiver.close(error)
-            async with asyncio.timeout(0 if hurried else self._core.patience.close):
+                stack.push_async_callback(receiver.close, error)
+
+    async def _close_senders(self, limit: float) -> None:
+        try:
+            async with asyncio.timeout(limit):
                 for sender in list(self._senders):
                     await sender.close()
         except TimeoutError:
             pass  # what is under way is abandoned, and its senders are told
-        finally:
-            self._publisher.close()
-            await self._core.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -406,8 +413,10 @@ def connect(
     or among the user's own; by default $CIPHERMQ_IDENTITY, else the only one there is. `url`: by
     default $CIPHERMQ_URL, else the identity's. `passphrase`: by default $CIPHERMQ_PASSPHRASE.
 
-    Times are in seconds. `wait`: how long to go on trying when the broker can't be reached; by
-    default the first failure is raised. `connect_timeout`: for each step of one try.
+    Times are in seconds. `wait`: how long to go on trying when the broker is away (nothing
+    listens, or can't be reached), `math.inf` for ever; by default the first failure is raised. What
+    no waiting mends, such as a name without an address or a certificate that is refused, is raised
+    at once. `connect_timeout`: for each step of one try.
     `request_timeout`: for an answer, `send_timeout`: for a confirmation, both with the wait for a
     connection; `close_timeout`: for what is under way at the end. `send_window`: unconfirmed
     batches at a time.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -186,12 +187,12 @@ class Client:
         if self._closed:
             return
         self._closed = True
-        try:
+        # Whatever goes wrong with one of them, the others are ended in order. Last in, first out.
+        with ExitStack() as stack:
+            stack.callback(self._loop.stop)
+            stack.callback(lambda: self._loop.run(self._client.close(error)))
             for receiver in self._receivers:
-                receiver.close(error)
-            self._loop.run(self._client.close(error))
-        finally:
-            self._loop.stop()
+                stack.callback(receiver.close, error)
 
     def __enter__(self) -> Self:
         return self
