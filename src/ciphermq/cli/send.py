@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from ciphermq.cli.access import Access, with_access
+from ciphermq.cli.access import Access, BrokerWaitOption, with_access
 from ciphermq.cli.common import JsonOption
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class Plan:
     outbox: Path | None
     patience: float
     """Seconds to wait for a confirmation."""
+    broker_wait: float
+    """Seconds to wait for a broker that is away at the start."""
 
     @property
     def dressed(self) -> bool:
@@ -98,11 +100,13 @@ def send(
         float,
         typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for a confirmation."),
     ] = _CONFIRM_TIMEOUT,
+    wait_for_broker: BrokerWaitOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Seal each line for its receivers, send it, and wait until the broker has it on disk.
 
     A line keeps the bytes that end it, so that what is received --raw is the file again.
+    A broker that is away is waited for as long as a confirmation.
     """
     from ciphermq.cli.access import load_identity
     from ciphermq.cli.common import check_apart, run
@@ -120,6 +124,7 @@ def send(
         ttl=ttl,
         outbox=outbox,
         patience=confirm_timeout,
+        broker_wait=confirm_timeout if wait_for_broker is None else wait_for_broker,
     )
     run(_send(access, load_identity(access), plan, as_json=as_json))
 
@@ -127,6 +132,7 @@ def send(
 async def _send(access: Access, identity: Identity, plan: Plan, *, as_json: bool) -> None:
     from ciphermq.cli.access import connected
     from ciphermq.cli.inputs import Input
+    from ciphermq.cli.output import counted
     from ciphermq.cli.progress import bar
     from ciphermq.cli.sending import Sending
     from ciphermq.client import Outbox
@@ -139,26 +145,26 @@ async def _send(access: Access, identity: Identity, plan: Plan, *, as_json: bool
         run = Sending(plan, source, stack.enter_context(bar("sending", shown=shown)))
         begun = time.monotonic()
         try:
-            async with connected(access, identity) as client:
+            async with connected(access, identity, wait=plan.broker_wait) as client:
                 if outbox is None:
                     await run.at_once(client)
                 else:
                     await run.through(outbox, client)
         except BaseException:
             if run.confirmed and not as_json:
-                print(f"ciphermq: {run.confirmed} messages were confirmed", file=sys.stderr)
+                print(f"ciphermq: {counted(run.confirmed, 'message')} confirmed", file=sys.stderr)
             raise
     _show(run, time.monotonic() - begun, as_json=as_json)
 
 
 def _show(run: Sending, seconds: float, *, as_json: bool) -> None:
-    from ciphermq.cli.output import report
+    from ciphermq.cli.output import counted, report
 
     rate = run.confirmed / seconds if seconds else 0.0
     before = run.total - run.confirmed
-    said = f"{run.confirmed} messages confirmed in {seconds:.1f} s ({rate:,.0f}/s)"
+    said = f"{counted(run.confirmed, 'message')} confirmed in {seconds:.1f} s ({rate:,.0f}/s)"
     if before:
-        said += f"; {before} of this input were sent before"
+        said += f"; sent before, of this input: {before}"
     facts = {
         "messages": run.total,
         "confirmed": run.confirmed,
