@@ -163,15 +163,22 @@ class Line:
             self._fail_waiting(error)
 
     async def _open_patiently(self) -> Session:
+        told = False
         while True:
             await asyncio.sleep(self._backoff.next() if self._backoff.attempts else 0.0)
             try:
-                return await self._opener(self)
+                session = await self._opener(self)
             except (CipherMQError, OSError) as error:
                 self._last_error = error
                 if not self._backoff.attempts:
                     self._backoff.next()
-                _log.info("the broker can't be reached", url=self.url, error=str(error))
+                tell = _log.info if told else _log.warning  # once: it can take hours
+                tell("the broker can't be reached; trying on", url=self.url, error=str(error))
+                told = True
+            else:
+                if told:
+                    _log.warning("the broker is reached again", url=self.url)
+                return session
 
     def _adopt(self, session: Session) -> None:
         old, self._current = self._current, session
