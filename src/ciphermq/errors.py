@@ -54,7 +54,8 @@
     │   ├── UnknownFrame
     │   └── MalformedFrame
     ├── TransportError                 the connection
-    │   ├── ConnectFailed              refused, unreachable, name unknown
+    │   ├── ConnectFailed              refused, unreachable
+    │   │   └── HostUnknown            the name has no address
     │   ├── TlsFailed                  wrong authority, expired, no certificate, not TLS
     │   ├── ProtocolNotOffered         the server does not speak cmq/2
     │   ├── ConnectionLost
@@ -334,7 +335,11 @@ class TransportError(CipherMQError):
 
 
 class ConnectFailed(TransportError):
-    """Refused, unreachable, or the name is unknown."""
+    """Refused or unreachable: the server may be there later."""
+
+
+class HostUnknown(ConnectFailed):
+    """The server's name has no address: it is probably misspelt."""
 
 
 class TlsFailed(TransportError):

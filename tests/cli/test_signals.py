@@ -106,7 +106,7 @@ def test_ctrl_c_ends_a_sender_that_waits_for_input(
     sender.popen.stdin.flush()
     while ready(capsys) == 0:
         pass
-    assert sender.end(signal.SIGINT) == (130, b"", b"ciphermq: 1 messages were confirmed\n")
+    assert sender.end(signal.SIGINT) == (130, b"", b"ciphermq: 1 message confirmed\n")
 
 
 @pytest.mark.usefixtures("broker")
@@ -135,7 +135,7 @@ def test_at_a_terminal_it_shows_progress_and_what_is_promised(
     with Terminal("send", "bob", "in", *as_alice, cwd=tmp_path, env=environment) as terminal:
         assert terminal.wait() == 0
         assert "sending" in terminal.output
-        terminal.expect("1 messages confirmed")
+        terminal.expect("1 message confirmed")
     as_bob = ["--identity", deployment.identity("bob")]
     words = ["receive", "--count", "1", *as_bob]
     with Terminal(*words, cwd=tmp_path, env=environment) as terminal:

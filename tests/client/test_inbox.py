@@ -124,6 +124,23 @@ def _disk_full(*_: object) -> None:
     raise InboxError("database or disk is full")
 
 
+@pytest.mark.parametrize("store_payloads", [False, True])
+def test_what_an_inbox_could_not_take_is_shown_when_it_can(
+    path: Path, monkeypatch: pytest.MonkeyPatch, store_payloads: bool
+) -> None:
+    """Else it would be in nobody's hands, and the broker be told that it is still wanted."""
+    with Inbox(path, store_payloads=store_payloads) as inbox:
+        shelf = Shelf("bob", inbox, None)
+        with monkeypatch.context() as patch:
+            patch.setattr(inbox, "_done", _disk_full)
+            with pytest.raises(InboxError, match="full"):
+                shelf.admit([arrival(1), arrival(2)])
+            with pytest.raises(InboxError, match="full"):
+                shelf.next_batch()
+        shown = [shelf.next_batch(), shelf.next_batch(), shelf.next_batch()]
+        assert [batch and batch.payloads[0] for batch in shown] == [b"1.0", b"2.0", None]
+
+
 def test_what_is_delivered_twice_at_once_is_shown_once(path: Path) -> None:
     with Inbox(path) as inbox:
         shelf = Shelf("bob", inbox, None)

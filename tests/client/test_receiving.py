@@ -15,6 +15,7 @@ from ciphermq.custody import keys
 from ciphermq.engines.face import Publish
 from ciphermq.errors import (
     AccessRefused,
+    InboxError,
     KeyMissing,
     NotFound,
     Superseded,
@@ -551,3 +552,26 @@ async def test_who_waits_does_not_wait_for_acks_that_nobody_tells(
         async with asyncio.timeout(20):
             await receiver.run(handle, concurrency=2)
     assert found == [b"0", b"1", b"2", b"3", b"4"]
+
+
+async def test_a_receiver_that_can_not_be_closed_leaves_the_rest_in_order(
+    monkeypatch: pytest.MonkeyPatch, alice: Client, bob: Client, join: Join, tmp_path: Path
+) -> None:
+    """An Inbox on a full disk must not cost what is being sent."""
+    await alice.sender("bob").send(b"x")
+    client = await join("bob")
+    with Inbox(tmp_path / "inbox.db") as inbox:
+        receiver = client.receiver(inbox=inbox, timeout=10)
+        message = await receiver.next()
+        assert message is not None
+        message.ack()
+        monkeypatch.setattr(inbox, "finish", _disk_full)
+        posted = [await client.sender("bob").post(b"%d" % number) for number in range(3)]
+        with pytest.raises(InboxError, match="full"):
+            await client.close()
+    assert all([await answer for answer in posted])
+    assert not client.connected
+
+
+def _disk_full(*_: object) -> None:
+    raise InboxError("database or disk is full")

@@ -17,6 +17,7 @@ from ciphermq import sync
 from ciphermq.client import connection, receiver, relay, sender
 from ciphermq.errors import (
     ConnectFailed,
+    InboxError,
     UnknownReceiver,
     UsageError,
     WaitTimeout,
@@ -45,6 +46,31 @@ def bob(deployment: Deployment, broker: Broker) -> Iterator[sync.Client]:
     with sync.connect(broker.url, identity=deployment.load("bob"), close_timeout=5) as client:
         client.register_key()
         yield client
+
+
+def test_a_receiver_that_can_not_be_closed_leaves_the_rest_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+    deployment: Deployment,
+    broker: Broker,
+    bob: sync.Client,
+    tmp_path: Path,
+) -> None:
+    bob.sender("bob").send(b"x")
+    client = sync.connect(broker.url, identity=deployment.load("bob"), close_timeout=5)
+    with ciphermq.Inbox(tmp_path / "inbox.db") as inbox:
+        message = client.receiver(inbox=inbox, timeout=10).next()
+        assert message is not None
+        message.ack()
+        monkeypatch.setattr(inbox, "finish", _disk_full)
+        posted = client.sender("bob").post(b"y")
+        with pytest.raises(InboxError, match="full"):
+            client.close()
+    assert posted.result(0)
+    assert not client.connected
+
+
+def _disk_full(*_: object) -> None:
+    raise InboxError("database or disk is full")
 
 
 def test_messages_go_from_one_to_the_other(alice: sync.Client, bob: sync.Client) -> None:

@@ -187,6 +187,28 @@ def test_a_stalled_log_costs_lines_and_no_time(
     assert console.getvalue().count(f"{running.dropped} log lines were dropped") == 1
 
 
+def test_what_waits_for_a_slow_log_is_written_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LOG_QUEUE", 10)
+    let_go = threading.Event()
+
+    class Stalled(io.StringIO):
+        def write(self, text: str) -> int:
+            let_go.wait(30)
+            return super().write(text)
+
+    running = start_logging(section(tmp_path, console=True), console=Stalled())
+    while not running.dropped:
+        get_logger("room").info("a line")
+    later = threading.Timer(0.1, let_go.set)
+    later.start()
+    running.stop()
+    later.join()
+    written = [line["message"] for line in lines(tmp_path / "info.log")]
+    assert written.count("a line") >= 10
+
+
 def test_a_file_that_takes_no_more_is_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ from ciphermq.broker.records import Kind, encode
 from ciphermq.broker.timers import Wheel
 from ciphermq.errors import NotFound
 from ciphermq.model.bitmap import Bitmap
+from ciphermq.model.ids import DEAD_PREFIX
 
 _EXPIRY_QUANTUM_MS: Final = 250
 """An expired message is never given out; how late it is seen among the dead letters."""
@@ -91,7 +92,9 @@ class State:
         """The queue of that name, or `NotFound`."""
         queue = self.queues.get(name)
         if queue is None:
-            raise NotFound(f"there is no queue {name!r}; declare it first")
+            of = name.removeprefix(DEAD_PREFIX)
+            why = "declare it first" if of == name else f"nothing of {of!r} has died"
+            raise NotFound(f"there is no queue {name!r}; {why}")
         return queue
 
     def exchange(self, name: str) -> Exchange:

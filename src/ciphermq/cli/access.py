@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -26,6 +27,16 @@ TimeoutOption = Annotated[
     float,
     typer.Option(
         "--timeout", min=0.1, metavar="SECONDS", help="Longest wait for the broker's answer."
+    ),
+]
+BrokerWaitOption = Annotated[
+    float | None,
+    typer.Option(
+        "--wait-for-broker",
+        min=0,
+        metavar="SECONDS",
+        help="Longest wait for a broker that is away; 0: none.",
+        show_default=False,
     ),
 ]
 
@@ -97,14 +108,39 @@ def load_identity(access: Access, *, administers: bool = False) -> Identity:
 
 
 @asynccontextmanager
-async def connected(access: Access, identity: Identity) -> AsyncIterator[Client]:
-    """A connection to the broker as `identity`, closed when the block ends."""
-    import ciphermq
+async def connected(
+    access: Access, identity: Identity, *, wait: float = 0.0
+) -> AsyncIterator[Client]:
+    """A connection to the broker as `identity`, closed when the block ends.
 
-    async with ciphermq.connect(
+    A broker that is away is waited for `wait` seconds, which is said on standard error.
+    """
+    client = await _connect(access, identity, wait)
+    try:
+        yield client
+    except BaseException as error:
+        await client.close(error)
+        raise
+    await client.close()
+
+
+async def _connect(access: Access, identity: Identity, wait: float) -> Client:
+    import ciphermq
+    from ciphermq.client.reconnect import is_away
+    from ciphermq.errors import CipherMQError
+
+    connect = functools.partial(
+        ciphermq.connect,
         access.url,
         identity=identity,
         connect_timeout=min(limits.CONNECT_TIMEOUT, access.timeout),
         request_timeout=access.timeout,
-    ) as client:
-        yield client
+    )
+    try:
+        return await connect()
+    except CipherMQError as error:
+        if not wait or not is_away(error):
+            raise
+        most = "" if math.isinf(wait) else f", {wait:g} s at most"
+        print(f"ciphermq: waiting for the broker{most}: {error}", file=sys.stderr)
+    return await connect(wait=wait)

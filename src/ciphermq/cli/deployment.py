@@ -73,6 +73,7 @@ class Deployment:
         try:
             settings = IdentitySettings.read(self.admin)
         except IdentityNotFound:
+            self.authority()  # where there is none either, that is what to say
             raise UsageError(
                 f"where is the broker? {self.admin} is not here to tell: say --url cmq://HOST:PORT"
             ) from None

@@ -81,7 +81,8 @@ def _show_usage_error(error: typer.TyperException, *, as_json: bool) -> None:
         return  # no arguments at all: the help has been shown
     context: typer.Context | None = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "ciphermq"
-    show_error(f"{message}; see `{command} --help`", errors.UsageError.code, as_json=as_json)
+    see = " See" if message.endswith("?") else "; see"
+    show_error(f"{message}{see} `{command} --help`", errors.UsageError.code, as_json=as_json)
 
 
 @contextmanager

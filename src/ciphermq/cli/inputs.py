@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from ciphermq.errors import UsageError
+
 T = TypeVar("T")
 
 STANDARD_INPUT: Final = "-"
@@ -19,12 +21,16 @@ class Input:
     lock a thread that still reads would hold when the program wants to end."""
 
     def __init__(self, name: str) -> None:
-        """`OSError` when the file can't be opened."""
+        """`UsageError` when the file can't be opened."""
         self._owned = name != STANDARD_INPUT
-        self._fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC) if self._owned else 0
+        try:
+            self._fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC) if self._owned else 0
+        except OSError as error:
+            raise UsageError(f"{name} can't be read: {error.strerror}") from error
         status = os.fstat(self._fd)
         if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(21, os.strerror(21), name)
+            self.close()
+            raise UsageError(f"{name} can't be read: it is a directory")
         self.name = os.path.realpath(name) if self._owned else STANDARD_INPUT
         self.regular = stat.S_ISREG(status.st_mode)
         """Whether it is there already: no read waits for a writer."""

@@ -188,7 +188,11 @@ def renew(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Sign a new record of one's own key, and register it with the broker."""
+    """Sign a new record of one's own key, and register it with the broker.
+
+    Without a broker the record is kept, and the command fails: run it again, or receive.
+    """
+    from ciphermq.cli.errors import exit_status
     from ciphermq.errors import TransportError
     from ciphermq.model import keyrecord
     from ciphermq.pki import dates
@@ -196,11 +200,11 @@ def renew(
     identity = load_identity(access)
     made = identity.rotate_key(_now_ms()) if new_key else identity.make_key_record(_now_ms())
     said = keyrecord.parse(made).record
-    registered = True
+    failure = None
     try:
         run(_register(access, identity))
     except TransportError as error:
-        registered = False
+        failure = error
         print(f"ciphermq: not registered yet: {error}", file=sys.stderr)
     if as_json:
         print_json(
@@ -209,15 +213,17 @@ def renew(
                 "key_id": said.key_id,
                 "version": said.version,
                 "not_after": moment(said.not_after_ms),
-                "registered": registered,
+                "registered": failure is None,
             }
         )
-        return
-    where = "is registered" if registered else "will be registered when it next receives"
-    print(
-        f"The key {said.key_id.hex()} of {said.client}, until {dates.spell(said.not_after_ms)}, "
-        f"{where}."
-    )
+    else:
+        where = "is registered" if failure is None else "will be registered when it next receives"
+        print(
+            f"The key {said.key_id.hex()} of {said.client}, until "
+            f"{dates.spell(said.not_after_ms)}, {where}."
+        )
+    if failure is not None:
+        raise typer.Exit(exit_status(failure))
 
 
 # --- helpers --------------------------------------------------------------------------------------

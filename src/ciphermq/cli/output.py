@@ -76,6 +76,11 @@ def report(sentence: str, facts: Mapping[str, Any], *, as_json: bool) -> None:
         print(printable(sentence))
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 message``, ``2 messages``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _cell(value: object) -> str:
     if value is None:
         return "-"

@@ -107,21 +107,22 @@ class KeptFile:
 
         What another receiver that shares the Inbox has done meanwhile is left out.
         """
-        end = length = self._length
+        database: sqlite3.Connection | None = None
         try:
             with self._inbox.transaction(*batches) as database:
                 data = b"".join(map(self._render, batches))
-                end += len(data)
-                self._file.write(data, length)
+                self._file.write(data, self._length)
                 database.execute(
-                    "UPDATE ciphermq_files SET length = ? WHERE path = ?", (end, self._key)
+                    "UPDATE ciphermq_files SET length = length + ? WHERE path = ?",
+                    (len(data), self._key),
                 )
         except AlreadyDone:
-            return
-        except BaseException:
-            self._file.cut(length)
-            raise
-        self._length = end
+            pass
+        finally:
+            # Whatever happened, before the commit or after it: the Inbox knows.
+            if database is not None:
+                self._length = self._known(database)
+                self._file.cut(self._length)
 
     def close(self) -> None:
         """Close the file; the Inbox is its owner's."""
@@ -141,11 +142,17 @@ class KeptFile:
                     "INSERT OR IGNORE INTO ciphermq_files VALUES (?, ?)",
                     (self._key, self._file.size),
                 )
-                query = "SELECT length FROM ciphermq_files WHERE path = ?"
-                (length,) = database.execute(query, (self._key,)).fetchone()
-                return int(length)
+                return self._known(database)
         except sqlite3.Error as error:
             raise StoreError(f"{inbox_path}: the Inbox can't be used: {error}") from error
+
+    def _known(self, database: sqlite3.Connection) -> int:
+        query = "SELECT length FROM ciphermq_files WHERE path = ?"
+        try:
+            (length,) = database.execute(query, (self._key,)).fetchone()
+        except sqlite3.Error as error:
+            raise StoreError(f"the length of {self._key} can't be read: {error}") from error
+        return int(length)
 
 
 class _LockedFile:

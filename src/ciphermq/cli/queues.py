@@ -145,11 +145,11 @@ def delete(
     """Delete a queue and all that waits in it."""
     from ciphermq.cli.asking import ask
     from ciphermq.cli.common import confirm
-    from ciphermq.cli.output import report
+    from ciphermq.cli.output import counted, report
     from ciphermq.wire.cmq2 import frames
 
     if not if_empty:
         confirm(f"Delete the queue {queue!r} with all that waits in it?", yes=yes)
     lost = ask(access, frames.Delete, queue=queue, if_empty=if_empty, if_unused=if_unused)
-    said = f"queue {queue!r} is deleted, and {lost} messages with it"
+    said = f"queue {queue!r} is deleted, and {counted(lost, 'message')} with it"
     report(said, {"queue": queue, "messages": lost}, as_json=as_json)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ciphermq.cli.access import Access, with_access
+from ciphermq.cli.access import Access, BrokerWaitOption, with_access
 from ciphermq.cli.common import JsonOption
 
 
@@ -31,6 +32,8 @@ class Plan:
     wait: float | None
     prefetch: int | None
     name: str | None
+    broker_wait: float
+    """Seconds to wait for a broker that is away at the start."""
 
 
 @with_access
@@ -89,18 +92,23 @@ def receive(
         str | None,
         typer.Option(help="Take over from an earlier receiver of this name at once."),
     ] = None,
+    wait_for_broker: BrokerWaitOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show the messages of a queue, and acknowledge them; goes on until it is stopped.
 
     Without --inbox a message can come twice after a crash. What can't be opened as genuine goes
-    to the dead letters, with the reason.
+    to the dead letters, with the reason. A broker that is away is waited for, without end or as
+    long as --idle-timeout says.
     """
     from ciphermq.cli.access import load_identity
     from ciphermq.cli.common import run
     from ciphermq.cli.receiving import receive_as_planned
 
-    plan = Plan(queue, as_json, raw, to, command, inbox, count, wait, prefetch, name)
+    broker_wait = wait_for_broker
+    if broker_wait is None:
+        broker_wait = math.inf if wait is None else wait
+    plan = Plan(queue, as_json, raw, to, command, inbox, count, wait, prefetch, name, broker_wait)
     _check(plan)
     run(receive_as_planned(access, load_identity(access), plan))
 

@@ -13,7 +13,7 @@ from ciphermq import limits
 from ciphermq.cli.access import Access, connected
 from ciphermq.cli.executing import execute
 from ciphermq.cli.groups import groups
-from ciphermq.cli.output import printable, report
+from ciphermq.cli.output import counted, printable, report
 from ciphermq.cli.outputs import AppendedFile, KeptFile, StandardOutput
 from ciphermq.cli.rendering import Form, renderer
 from ciphermq.client import Inbox
@@ -144,7 +144,7 @@ class _Run:
     def show(self) -> None:
         """How much came: for runs that have no messages on their standard output."""
         repeated = self._inbox.duplicates if self._inbox is not None else None
-        said = f"{self.received} messages received"
+        said = f"{counted(self.received, 'message')} received"
         if repeated:
             said += f"; {repeated} came again and were not taken twice"
         facts = {"received": self.received, "duplicates_dropped": repeated}

@@ -127,6 +127,7 @@ def send(
 async def _send(access: Access, identity: Identity, plan: Plan, *, as_json: bool) -> None:
     from ciphermq.cli.access import connected
     from ciphermq.cli.inputs import Input
+    from ciphermq.cli.output import counted
     from ciphermq.cli.progress import bar
     from ciphermq.cli.sending import Sending
     from ciphermq.client import Outbox
@@ -146,19 +147,19 @@ async def _send(access: Access, identity: Identity, plan: Plan, *, as_json: bool
                     await run.through(outbox, client)
         except BaseException:
             if run.confirmed and not as_json:
-                print(f"ciphermq: {run.confirmed} messages were confirmed", file=sys.stderr)
+                print(f"ciphermq: {counted(run.confirmed, 'message')} confirmed", file=sys.stderr)
             raise
     _show(run, time.monotonic() - begun, as_json=as_json)
 
 
 def _show(run: Sending, seconds: float, *, as_json: bool) -> None:
-    from ciphermq.cli.output import report
+    from ciphermq.cli.output import counted, report
 
     rate = run.confirmed / seconds if seconds else 0.0
     before = run.total - run.confirmed
-    said = f"{run.confirmed} messages confirmed in {seconds:.1f} s ({rate:,.0f}/s)"
+    said = f"{counted(run.confirmed, 'message')} confirmed in {seconds:.1f} s ({rate:,.0f}/s)"
     if before:
-        said += f"; {before} of this input were sent before"
+        said += f"; sent before, of this input: {before}"
     facts = {
         "messages": run.total,
         "confirmed": run.confirmed,

@@ -102,8 +102,9 @@ class Sending:
     async def through(self, outbox: Outbox, client: Client) -> None:
         """Add what is new of the input to `outbox`, and send all that is in there.
 
-        `StoreError` when it is not the input that an earlier run began; `WaitTimeout` when the
-        broker confirms nothing for too long. What is not confirmed stays in the Outbox.
+        `StoreError` when it is not the input that an earlier run began; `WaitTimeout`, or the
+        broker's refusal, when it confirms nothing for too long. What is not confirmed stays in
+        the Outbox.
         """
         async with client.relay(outbox, patient=False, progress=self._confirmed_so_far) as relay:
             # Not before the relay has the Outbox for itself: another run could still move on.
@@ -167,8 +168,14 @@ class Sending:
             async with asyncio.timeout(limit) as self._patience:
                 await relay.drained()
         except TimeoutError:
-            state = "is connected but does not answer" if client.connected else "is not connected"
-            raise WaitTimeout(
+            refusal = relay.refusal
+            if refusal is not None:
+                state = f"refuses it for now: {refusal}"
+            else:
+                state = "is connected but does not answer"
+                state = state if client.connected else "is not connected"
+            kind = WaitTimeout if refusal is None else type(refusal)
+            raise kind(
                 f"no confirmation within {limit:g} s: the broker at {client.url} {state}; what is "
                 "not confirmed is in the Outbox, and the same command goes on with it"
             ) from None

@@ -29,12 +29,12 @@ def purge(
     """Remove all that waits in a queue, for good. What receivers hold stays theirs."""
     from ciphermq.cli.asking import ask
     from ciphermq.cli.common import confirm
-    from ciphermq.cli.output import report
+    from ciphermq.cli.output import counted, report
     from ciphermq.wire.cmq2 import frames
 
     confirm(f"Remove all messages that wait in {queue!r}, for good?", yes=yes)
     removed = ask(access, frames.Purge, queue=queue)
-    said = f"{removed} messages were removed from {queue!r}"
+    said = f"{counted(removed, 'message')} removed from {queue!r}"
     report(said, {"queue": queue, "messages": removed}, as_json=as_json)
 
 
@@ -113,11 +113,11 @@ def redrive(
 ) -> None:
     """Put a queue's dead letters back where they were, unchanged, once the cause is mended."""
     from ciphermq.cli.asking import ask
-    from ciphermq.cli.output import report
+    from ciphermq.cli.output import counted, report
     from ciphermq.wire.cmq2 import frames
 
     moved = ask(access, frames.Redrive, queue=dead_queue(queue), messages=count)
-    said = f"{moved} messages went back from {dead_queue(queue)!r}"
+    said = f"{counted(moved, 'message')} put back from {dead_queue(queue)!r}"
     report(said, {"queue": queue, "messages": moved}, as_json=as_json)
 
 

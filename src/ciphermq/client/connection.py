@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -242,8 +243,15 @@ class Client:
     async def declare_queue(self, name: str, **properties: Any) -> None:
         """Make a queue, which this client will own; nothing happens if it is there, just so.
 
-        `properties` are members of `ciphermq.model.topology.QueueSpec`. Raises
-        `PreconditionFailed` when it is there with others, `BadRequest` for an unknown one.
+        `properties`, each with a default: `max_messages` and `max_bytes`, above which publishes
+        are refused; `ttl_ms`, the longest a message waits here (0: as long as its batch lives);
+        `dead_letter_exchange` and `dead_letter_key`, where dead letters go instead of to
+        ``dead.<name>``; `max_tries`, after which a message is dead; `ack_timeout_ms`, after which
+        what a receiver holds goes to another. Sizes are in bytes, times in milliseconds.
+
+        Raises `PreconditionFailed` when it is there with other properties, `BadRequest` for an
+        unknown one, a value out of bounds or a name that can't be, `AccessRefused` for a client's
+        inbox, `ResourceLimit` when the broker has as many queues as it may.
         """
         queue = {"name": name, **properties}
         await self._core.ask(frames.Declare, again=True, queue=queue)
@@ -251,49 +259,105 @@ class Client:
     async def declare_exchange(
         self, name: str, kind: ExchangeType | str = ExchangeType.DIRECT
     ) -> None:
-        """Make an exchange, which this client will own; nothing happens if it is there, just so."""
+        """Make an exchange, which this client will own; nothing happens if it is there, just so.
+
+        `kind`: `direct` passes on to the queues bound with the routing key itself, `fanout` to all
+        that are bound, `topic` to those bound with a pattern that matches (``*`` is one word
+        between dots, ``#`` any number of them).
+
+        Raises `PreconditionFailed` when it is there as another kind, `BadRequest` for a name that
+        can't be, `ResourceLimit` when the broker has as many exchanges as it may.
+        """
         exchange = {"name": name, "type": ExchangeType(kind).value}
         await self._core.ask(frames.Declare, again=True, exchange=exchange)
 
     async def delete_queue(
         self, name: str, *, if_empty: bool = False, if_unused: bool = False
     ) -> int:
-        """Delete a queue; how many messages were in it."""
+        """Delete a queue with all that is in it, for good; how many messages that were, waiting
+        or in a receiver's hands. Its bindings go, its receivers are ended.
+
+        `if_empty`, `if_unused`: only while no message is in it, or nobody receives from it;
+        otherwise `PreconditionFailed`. Raises `NotFound`, `AccessRefused`; `ConnectionLost` when
+        the connection ends before the answer, so that nobody knows whether it was done.
+        """
         lost: int = await self._core.ask(
             frames.Delete, queue=name, if_empty=if_empty, if_unused=if_unused
         )
         return lost
 
     async def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
-        """Delete an exchange and its bindings."""
+        """Delete an exchange with its bindings. The queues stay, and what is in them.
+
+        `if_unused`: only while nothing is bound to it; otherwise `PreconditionFailed`. Raises
+        `NotFound`, `AccessRefused`, `BadRequest` for the default exchange; `ConnectionLost` as
+        `delete_queue` does.
+        """
         await self._core.ask(frames.Delete, exchange=name, if_unused=if_unused)
 
     async def bind(self, exchange: str, queue: str, routing_key: str = "") -> None:
-        """Have `exchange` pass on what matches `routing_key` to `queue`, too."""
+        """Have `exchange` pass on to `queue`, too, what is published with a key that matches
+        `routing_key` (a fanout exchange: whatever the key). Nothing happens if it does already.
+
+        What was published before stays where it is. Takes the owner of both, or an administrator.
+        Raises `NotFound` when either is not there, `AccessRefused`, `BadRequest` for the default
+        exchange, `ResourceLimit` when the broker has as many bindings as it may.
+        """
         await self._core.ask(
             frames.Bind, again=True, exchange=exchange, queue=queue, routing_key=routing_key
         )
 
     async def unbind(self, exchange: str, queue: str, routing_key: str = "") -> None:
-        """The reverse of `bind`."""
+        """The reverse of `bind`, with the same three words; what is in the queue stays there.
+
+        Raises `NotFound` when there is no such binding, otherwise as `bind` does. When a
+        connection breaks it is asked again, so `NotFound` may also mean that it was done.
+        """
         await self._core.ask(
             frames.Unbind, again=True, exchange=exchange, queue=queue, routing_key=routing_key
         )
 
     async def purge(self, queue: str) -> int:
-        """Remove all that waits in a queue; how many messages."""
+        """Remove all that waits in a queue, for good; how many messages. What receivers have in
+        hand stays theirs, and comes back to the queue if they don't acknowledge it.
+
+        Raises `NotFound`, `AccessRefused`; `ConnectionLost` as `delete_queue` does.
+        """
         removed: int = await self._core.ask(frames.Purge, queue=queue)
         return removed
 
     async def peek(self, queue: str, batches: int = 10) -> list[dict[str, Any]]:
-        """What can be seen of a queue's first batches without a key."""
+        """What can be seen, without a key, of the first batches of a queue; nothing is taken out.
+
+        At most so many `batches`, 1 to `limits.MAX_PEEK`, oldest first, each a dict:
+
+        * `batch_id`: 16 bytes; `sender`; `receivers`: a list of clients; `exchange`, `routing_key`
+        * `messages`: how many are in the queue, of `count` in the batch; `bitmap`: which ones
+        * `size`: bytes of the sealed batch
+        * `created_ms`, `expires_ms` (0: never), `published_ms`: milliseconds since 1970
+        * `redeliveries`: how often its most retried message was given out before
+        * `unacked`: whether a receiver has any of it in hand
+        * `dead`: in a dead-letter queue a dict of `queue`, `reason`, and where they are known
+          `detail` and `at_ms`; otherwise None
+
+        All of it is what sender and broker say: only a receiver can check it. Raises `NotFound`,
+        `AccessRefused`, `BadRequest` for another number of batches.
+        """
         rows: list[dict[str, Any]] = await self._core.ask(
             frames.Peek, again=True, queue=queue, batches=batches
         )
         return rows
 
     async def redrive(self, queue: str, messages: int | None = None) -> int:
-        """Move dead letters from `queue` back to where they were, all or so many; how many."""
+        """Move dead letters back to the queues they came from, unchanged and with their tries
+        counted anew; how many messages.
+
+        `queue`: where they are now, ``dead.<name>`` as a rule. `messages`: so many at most, the
+        oldest first; None: all. What can't go back, since its queue is gone or full, stays where it
+        is; when that is so of all, `NotFound` or `QueueFull` is raised. Raises `AccessRefused`,
+        `BadRequest` for a queue without dead letters or for less than one message;
+        `ConnectionLost` as `delete_queue` does.
+        """
         moved: int = await self._core.ask(frames.Redrive, queue=queue, messages=messages)
         return moved
 
@@ -339,17 +403,23 @@ class Client:
         confirmations. `error` is why the program ends, for messages that are in hand; when it was
         cancelled or interrupted, confirmations are not waited for."""
         hurried = error is not None and not isinstance(error, Exception)
-        try:
+        # Whatever goes wrong with one of them, the others are ended in order. Last in, first out.
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._core.close)
+            stack.callback(self._publisher.close)
+            stack.push_async_callback(
+                self._close_senders, 0.0 if hurried else self._core.patience.close
+            )
             for receiver in self._receivers:
-                await receiver.close(error)
-            async with asyncio.timeout(0 if hurried else self._core.patience.close):
+                stack.push_async_callback(receiver.close, error)
+
+    async def _close_senders(self, limit: float) -> None:
+        try:
+            async with asyncio.timeout(limit):
                 for sender in list(self._senders):
                     await sender.close()
         except TimeoutError:
             pass  # what is under way is abandoned, and its senders are told
-        finally:
-            self._publisher.close()
-            await self._core.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -406,8 +476,10 @@ def connect(
     or among the user's own; by default $CIPHERMQ_IDENTITY, else the only one there is. `url`: by
     default $CIPHERMQ_URL, else the identity's. `passphrase`: by default $CIPHERMQ_PASSPHRASE.
 
-    Times are in seconds. `wait`: how long to go on trying when the broker can't be reached; by
-    default the first failure is raised. `connect_timeout`: for each step of one try.
+    Times are in seconds. `wait`: how long to go on trying when the broker is away (nothing
+    listens, or can't be reached), `math.inf` for ever; by default the first failure is raised. What
+    no waiting mends, such as a name without an address or a certificate that is refused, is raised
+    at once. `connect_timeout`: for each step of one try.
     `request_timeout`: for an answer, `send_timeout`: for a confirmation, both with the wait for a
     connection; `close_timeout`: for what is under way at the end. `send_window`: unconfirmed
     batches at a time.

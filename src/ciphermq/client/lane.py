@@ -17,7 +17,7 @@ from ciphermq.client.directory import Directory
 from ciphermq.client.publisher import Done, Publisher
 from ciphermq.client.session import now_ms
 from ciphermq.client.window import Parcel
-from ciphermq.errors import BatchExpired, UsageError
+from ciphermq.errors import BatchExpired, CipherMQError, Refused, UsageError
 from ciphermq.model import ids
 from ciphermq.model.body import Body
 from ciphermq.sealing.seal import ReceiverKey, seal
@@ -151,6 +151,11 @@ class Lane:
         """See `Publisher.abandon`."""
         self._publisher.abandon(parcel, error)
 
-    def why(self, parcel: Parcel | None = None) -> str:
-        """See `Publisher.why`."""
-        return self._publisher.why(parcel)
+    @property
+    def refusal(self) -> Refused | None:
+        """See `Publisher.refusal`."""
+        return self._publisher.refusal(self)
+
+    def gave_up(self, said: str, parcel: Parcel | None = None) -> CipherMQError:
+        """See `Publisher.gave_up`."""
+        return self._publisher.gave_up(said, self, parcel)

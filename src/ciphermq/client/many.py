@@ -15,7 +15,6 @@ from ciphermq.client.lane import Lane, Route, Sealer
 from ciphermq.client.payload import Payload, expiry_ms
 from ciphermq.client.session import now_ms
 from ciphermq.client.window import Parcel
-from ciphermq.errors import WaitTimeout
 from ciphermq.model.body import Body
 from ciphermq.model.message import OutgoingMessage
 
@@ -138,12 +137,9 @@ class _Flight:
         self._landing(self, error)
 
     def _expire(self, timeout: float) -> None:
-        self.abandon(
-            WaitTimeout(
-                f"a batch of {self.count} messages was not confirmed within {timeout:g} s: "
-                + self._lane.why(self._parcel)
-            )
-        )
+        size = "1 message" if self.count == 1 else f"{self.count} messages"
+        said = f"a batch of {size} was not confirmed within {timeout:g} s"
+        self.abandon(self._lane.gave_up(said, self._parcel))
 
 
 async def chunks_of(messages: Messages) -> AsyncIterator[Chunk]:

@@ -60,5 +60,5 @@ def _only_one(home: Path) -> Path:
             f"no identity in {home} or {user_directory()}: make one with `ciphermq init` and "
             "`ciphermq identity add`, or say where it is with --identity"
         )
-    listed = ", ".join(path.name for path in found)
+    listed = ", ".join(dict.fromkeys(path.name for path in found))
     raise UsageError(f"which identity? There are {listed}: say --identity NAME")

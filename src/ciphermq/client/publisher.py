@@ -13,7 +13,7 @@ from ciphermq import limits
 from ciphermq.client.reconnect import Line
 from ciphermq.client.session import Session
 from ciphermq.client.window import Parcel, Verdict, Window
-from ciphermq.errors import ConnectionLost, Refused
+from ciphermq.errors import CipherMQError, ConnectionLost, Refused, WaitTimeout
 
 Done = Callable[[BaseException | None], None]
 
@@ -52,13 +52,29 @@ class Publisher:
         if done is not None:
             done(error)
 
-    def why(self, parcel: Parcel | None = None) -> str:
-        """What a batch waits for, in words."""
-        if parcel is not None and parcel.refused is not None:
-            return f"the broker refuses it for now: {parcel.refused}"
-        if self._line.current is None:
-            return self._line.describe()
-        return f"the broker ({self._line.current.peer}) is connected but has not answered"
+    def refusal(self, lane: Hashable) -> Refused | None:
+        """Why the broker takes none of a lane's batches for now; None when that is not so, or
+        there is no connection to hear it on."""
+        return None if self._line.current is None else self._window.refusal(lane)
+
+    def gave_up(
+        self, said: str, lane: Hashable | None = None, parcel: Parcel | None = None
+    ) -> CipherMQError:
+        """The error for who has waited long enough: what was `said`, and what it waits for.
+
+        The broker's refusal where that is the reason, and `parcel`, if there is one, is not
+        stored for certain; otherwise `WaitTimeout`.
+        """
+        session, refusal = self._line.current, self.refusal(lane)
+        if session is None:
+            return WaitTimeout(f"{said}: {self._line.describe()}")
+        if refusal is None:
+            return WaitTimeout(
+                f"{said}: the broker ({session.peer}) is connected but has not answered"
+            )
+        # What is on its way once more may be stored by now: then nobody may call it refused.
+        kind = WaitTimeout if parcel is not None and parcel.sent else type(refusal)
+        return kind(f"{said}: the broker refuses it for now: {refusal}")
 
     def close(self) -> None:
         """Abandon all that isn't confirmed."""

@@ -10,17 +10,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from ciphermq import limits
 from ciphermq.client.backoff import Backoff
 from ciphermq.client.session import Session
-from ciphermq.errors import CipherMQError, Refused, UsageError, WaitTimeout
+from ciphermq.errors import (
+    CipherMQError,
+    ConnectFailed,
+    ConnectionLost,
+    HostUnknown,
+    Refused,
+    Unavailable,
+    UsageError,
+    WaitTimeout,
+)
 from ciphermq.telemetry import get_logger
 
 _log = get_logger("client")
 
 Open = Callable[["Line"], Awaitable[Session]]
+
+_AWAY: Final = (ConnectFailed, ConnectionLost, Unavailable)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether a connection failed only because the broker is not there at the moment. A name
+    without an address, and what TLS or the broker refuses, no waiting mends."""
+    return isinstance(error, _AWAY) and not isinstance(error, HostUnknown)
 
 
 class Party(Protocol):
@@ -114,8 +131,8 @@ class Line:
             self.parties.remove(party)
 
     async def start(self, wait: float) -> None:
-        """Make the first connection. The first failure is raised, or with `wait` the one that
-        comes so many seconds later or more."""
+        """Make the first connection. The first failure is raised; with `wait`, a broker that is
+        away is tried again for so many seconds, and the last failure is raised."""
         deadline = self._loop.time() + wait
         while True:
             try:
@@ -123,7 +140,7 @@ class Line:
                 break
             except CipherMQError as error:
                 delay = self._backoff.next()
-                if self._loop.time() + delay > deadline:
+                if not is_away(error) or self._loop.time() + delay > deadline:
                     raise
                 _log.info("no connection yet", url=self.url, error=str(error))
                 await asyncio.sleep(delay)
@@ -163,15 +180,22 @@ class Line:
             self._fail_waiting(error)
 
     async def _open_patiently(self) -> Session:
+        told = False
         while True:
             await asyncio.sleep(self._backoff.next() if self._backoff.attempts else 0.0)
             try:
-                return await self._opener(self)
+                session = await self._opener(self)
             except (CipherMQError, OSError) as error:
                 self._last_error = error
                 if not self._backoff.attempts:
                     self._backoff.next()
-                _log.info("the broker can't be reached", url=self.url, error=str(error))
+                tell = _log.info if told else _log.warning  # once: it can take hours
+                tell("the broker can't be reached; trying on", url=self.url, error=str(error))
+                told = True
+            else:
+                if told:
+                    _log.warning("the broker is reached again", url=self.url)
+                return session
 
     def _adopt(self, session: Session) -> None:
         old, self._current = self._current, session

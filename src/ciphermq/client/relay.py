@@ -35,6 +35,7 @@ from ciphermq.errors import (
     CipherMQError,
     ConflictingDuplicate,
     ConnectionLost,
+    Refused,
     ResourceLimit,
     StoreError,
     UsageError,
@@ -105,11 +106,18 @@ class Relay:
 
     # --- for its users ------------------------------------------------------------------------
 
+    @property
+    def refusal(self) -> Refused | None:
+        """What the broker says for as long as it takes nothing more for some route (a queue or
+        its disk is full); None while it does, or there is no connection."""
+        refusals = (lane.refusal for lane in self._lanes.values())
+        return next((refusal for refusal in refusals if refusal is not None), None)
+
     async def drained(self, limit: float | None = None) -> None:
         """Wait until everything that is promised has been confirmed.
 
-        Raises what keeps it from being sent, unless the relay is patient; `WaitTimeout` after
-        `limit` seconds.
+        Raises what keeps it from being sent, unless the relay is patient. After `limit` seconds
+        it raises the broker's `refusal` where that is the reason, otherwise `WaitTimeout`.
         """
         if self._task is None:
             raise UsageError("the relay has not begun: use it as `async with`")
@@ -121,10 +129,11 @@ class Relay:
             self._task.result()
         elif not empty.done():
             empty.cancel()
-            why = str(self._error) if self._any_held() else self._publisher.why()
-            raise WaitTimeout(
-                f"not all of the outbox {self._path} was confirmed within {limit:g} s: {why}"
-            )
+            said = f"not all of the outbox {self._path} was confirmed within {limit:g} s"
+            if self._any_held():
+                raise WaitTimeout(f"{said}: {self._error}")
+            held = next((lane for lane in self._lanes.values() if lane.refusal), None)
+            raise self._publisher.gave_up(said, held)
 
     async def __aenter__(self) -> Self:
         try:

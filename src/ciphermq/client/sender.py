@@ -1,10 +1,10 @@
 """Sending: messages find their batch, and learn what became of it.
 
 What ends a `send` early is told by its error. After most of them the message was certainly not
-stored; after `WaitTimeout`, `ConnectionLost` or a cancelled `send` it may have been, or still be.
-Sending it again makes a new message, which the receiver can't tell from a second one that was
-meant. Where that matters, the `Outbox` keeps the sealed bytes until they are confirmed, across
-crashes of the application itself.
+stored: `QueueFull`, say, of a queue that stayed full for the whole time-out. After `WaitTimeout`,
+`ConnectionLost` or a cancelled `send` it may have been, or still be. Sending it again makes a new
+message, which the receiver can't tell from a second one that was meant. Where that matters, the
+`Outbox` keeps the sealed bytes until they are confirmed, across crashes of the application itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ciphermq.client.many import Chunk, Many, Messages, Progress, chunks_of
 from ciphermq.client.payload import Payload, expiry_ms, outgoing
 from ciphermq.client.publisher import Publisher
 from ciphermq.client.window import Parcel
-from ciphermq.errors import UsageError, WaitTimeout
+from ciphermq.errors import UsageError
 from ciphermq.model import ids
 from ciphermq.model.body import Body, encoded_size
 from ciphermq.model.message import OutgoingMessage
@@ -117,8 +117,10 @@ class Sender:
         """Send one message and wait until the broker has it on disk; the message's id.
 
         A `str` is sent as UTF-8. `ttl`: seconds after which it need not be delivered any more.
-        Raises `BatchTooLarge`, a `KeyRecordError`, the broker's refusal, or `WaitTimeout` when
-        the sender's time-out ends; what is known then stands at the top of this module.
+        Raises `BatchTooLarge`, a `KeyRecordError` or the broker's refusal. Refusals that may pass
+        (`QueueFull`, `NoSpace`, `Unavailable`) are waited out, and raised when the sender's
+        time-out ends; without one, that raises `WaitTimeout`. What is known then stands at the top
+        of this module.
         """
         answer = await self.post(payload, headers=headers, content_type=content_type, ttl=ttl)
         return await answer
@@ -231,9 +233,9 @@ class Sender:
                     await self._left.wait()
                     self._check_open()
         except TimeoutError:
-            raise WaitTimeout(
+            raise self._lane.gave_up(
                 f"no room for another message within {self._timeout:g} s, while "
-                f"{self._batcher.count} wait: {self._lane.why()}"
+                f"{self._batcher.count} wait"
             ) from None
 
     def _full(self, size: int) -> bool:
@@ -247,10 +249,11 @@ class Sender:
             return
         parcel = pending.flight.parcel if pending.flight is not None else None
         where = "sent" if parcel is not None and parcel.sent else "not sent"
+        if where == "not sent" and self._lane.refusal is not None:
+            where = "not taken"
         pending.answer.set_exception(
-            WaitTimeout(
-                f"the message ({where}) was not confirmed within {self._timeout:g} s: "
-                + self._lane.why(parcel)
+            self._lane.gave_up(
+                f"the message ({where}) was not confirmed within {self._timeout:g} s", parcel
             )
         )
 

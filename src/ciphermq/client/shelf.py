@@ -38,6 +38,8 @@ class Shelf:
         self._inbox = inbox
         self._left = limit
         self._teller = Teller(inbox, on_untold)
+        self._opened: list[Arrival] = []
+        """What the Inbox has not taken yet."""
         self._ready: deque[Batch] = deque()
         self._showing: Iterator[Message] = iter(())
         self._shown_of: Batch | None = None
@@ -80,7 +82,9 @@ class Shelf:
         return None if self._inbox is None else self._inbox.next_due(self._queue)
 
     def admit(self, arrivals: Sequence[Arrival]) -> None:
-        """These have been opened."""
+        """These have been opened. What an Inbox can't take now is tried again at the next look."""
+        self._opened += arrivals
+        arrivals = self._opened
         if self._inbox is None:
             self._ready += [
                 Batch(
@@ -90,11 +94,12 @@ class Shelf:
                 )
                 for arrival in arrivals
             ]
-            return
-        if any(arrival.origin.redelivered for arrival in arrivals):
-            # What is done of these may not be in the Inbox yet.
-            self._teller.tell()
-        self._ready += self._inbox.admit(arrivals, self._teller)
+        else:
+            if any(arrival.origin.redelivered for arrival in arrivals):
+                # What is done of these may not be in the Inbox yet.
+                self._teller.tell()
+            self._ready += self._inbox.admit(arrivals, self._teller)
+        self._opened = []
 
     def _next_shown(self) -> Message | None:
         batch = self._shown_of
@@ -110,6 +115,8 @@ class Shelf:
         return None
 
     def _next_ready(self) -> Batch | None:
+        if self._opened:
+            self.admit(())
         while self._ready:
             batch = self._ready.popleft()
             if not batch.settling.delivery.lost:

@@ -49,10 +49,8 @@ class Parcel:
     sealed: bytes
     abandoned: bool = False
     """Nobody waits for it any more: it is not sent again."""
-    refused: Refused | None = None
-    """The last refusal that may pass, for the error when patience ends."""
     sent: bool = False
-    """It has been on a connection: whether it arrived may be unknown."""
+    """It is on a connection, or was when that ended: it may be stored."""
     order: int = field(default=0, init=False)
 
 
@@ -115,6 +113,12 @@ class Window:
         if parcel in self._waiting:
             self._waiting.remove(parcel)
         self._forget(parcel.lane)
+
+    def refusal(self, lane: Hashable) -> Refused | None:
+        """What the broker said when it last refused the lane's first batch for now; None once it
+        has taken one."""
+        hold = self._holds.get(lane)
+        return None if hold is None else hold.error
 
     # --- connections ------------------------------------------------------------------------
 
@@ -187,11 +191,11 @@ class Window:
         if parcel is None:
             raise RemoteProtocolError(f"publish {seq} is returned but was not under way")
         self._refused = True
+        parcel.sent = False
         verdict = Verdict.AGAIN
         if isinstance(error, PASSING):
-            parcel.refused = error
-            hold = self._holds.setdefault(parcel.lane, _Hold(Backoff(rng=self._rng)))
-            hold.until = now + hold.backoff.next()
+            hold = self._holds.setdefault(parcel.lane, _Hold(Backoff(rng=self._rng), error))
+            hold.error, hold.until = error, now + hold.backoff.next()
             self._put_back(parcel)
         elif isinstance(error, AfterRefusal):
             self._put_back(parcel)
@@ -220,4 +224,6 @@ class Window:
 @dataclass(slots=True)
 class _Hold:
     backoff: Backoff
+    error: Refused
+    """The last one."""
     until: float = 0.0

@@ -18,6 +18,7 @@ def parse_url(url: str) -> HostPort:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
+        (host or "").encode("idna")
     except ValueError as error:
         raise UsageError(f"{url!r} is no server's URL: {error}") from None
     if parts.scheme != SCHEME:

@@ -134,6 +134,10 @@ class Channel(asyncio.BufferedProtocol):
             encrypted.append(pump.outgoing())
         self._written += sum(map(len, encrypted))
         self._transport.writelines(encrypted)
+        if not self._paused and self.untaken > self.options.write_high_water:
+            # asyncio's own writelines forgets to ask for a pause before Python 3.12.9 and 3.13.2
+            # (CVE-2024-12254). Setting the limits makes it look.
+            self._transport.set_write_buffer_limits(high=self.options.write_high_water)
 
     def pause_reading(self) -> None:
         """Take no more from the peer; TCP slows it down."""

@@ -7,8 +7,15 @@ import socket
 import ssl
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
-from ciphermq.errors import CipherMQError, ConnectFailed, ConnectionLost, ProtocolNotOffered
+from ciphermq.errors import (
+    CipherMQError,
+    ConnectFailed,
+    ConnectionLost,
+    HostUnknown,
+    ProtocolNotOffered,
+)
 from ciphermq.net import tls_errors
 from ciphermq.net.address import HostPort, parse_url, spell
 from ciphermq.net.channel import Channel
@@ -17,6 +24,9 @@ from ciphermq.net.options import LinkOptions
 from ciphermq.net.tls import ALPN
 from ciphermq.wire.cmq2.frames import Close, Frame, Hello
 from ciphermq.wire.cmq2.table import Role
+
+_NO_SUCH_NAME: Final = frozenset({socket.EAI_NONAME, socket.EAI_NODATA})
+"""Other failures of a look-up (a name server that does not answer) may pass."""
 
 
 async def dial(
@@ -69,7 +79,8 @@ async def _connect(where: HostPort, limit: float) -> socket.socket:
     except TimeoutError as error:
         raise ConnectFailed(f"{spell(where)} did not answer within {limit:g} s") from error
     except socket.gaierror as error:
-        raise ConnectFailed(f"no address is known for {where[0]!r}: {error.strerror}") from error
+        kind = HostUnknown if error.errno in _NO_SUCH_NAME else ConnectFailed
+        raise kind(f"no address is known for {where[0]!r}: {error.strerror}") from error
     except ConnectionRefusedError as error:
         raise ConnectFailed(f"nothing listens at {spell(where)}: is the server running?") from error
     except OSError as error:

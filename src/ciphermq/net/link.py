@@ -17,6 +17,7 @@ from typing import Final
 from ciphermq.errors import CipherMQError, ConnectionLost, refusal
 from ciphermq.net.channel import Channel
 from ciphermq.net.outgoing import gather
+from ciphermq.net.tls_errors import where_to_look
 from ciphermq.net.watch import Watch
 from ciphermq.wire.cmq2.codec import Buffer
 from ciphermq.wire.cmq2.frames import Close, Error, Frame, Hello, Ok, Ping, Reconnect
@@ -276,7 +277,8 @@ class Link:
         if isinstance(error, CipherMQError):
             return error
         if self.hello is None:
-            return ConnectionLost(f"{who} ended the connection before its HELLO; its log says why")
+            look = where_to_look(self.role.peer)
+            return ConnectionLost(f"{who} ended the connection before its HELLO{look}")
         where = " in the middle of a frame" if machine.mid_frame else ""
         cause = f": {error.strerror or error}" if isinstance(error, OSError) else ""
         return ConnectionLost(f"{who} ended the connection{where}{cause}")

@@ -48,15 +48,18 @@ _ALERTS: Final[Mapping[str, str]] = {
     "CERTIFICATE_REVOKED": "says that this side's certificate has been revoked",
     "BAD_CERTIFICATE": "refuses this side's certificate: not valid yet, or damaged",
     "UNSUPPORTED_CERTIFICATE": "refuses this side's certificate: not made for this use",
-    "CERTIFICATE_UNKNOWN": "refuses this side's certificate; its log says why",
+    "CERTIFICATE_UNKNOWN": "refuses this side's certificate",
     "DECRYPT_ERROR": "could not verify this side's signature: its key is not the certificate's",
     "PROTOCOL_VERSION": "doesn't speak TLS 1.3, which is required",
     "HANDSHAKE_FAILURE": "found no cipher that both sides have",
     "NO_APPLICATION_PROTOCOL": "speaks none of the protocols that were offered",
-    "ACCESS_DENIED": "refuses this side's certificate; its log says why",
-    "INTERNAL_ERROR": "failed inside its own TLS; its log says more",
+    "ACCESS_DENIED": "refuses this side's certificate",
+    "INTERNAL_ERROR": "failed inside its own TLS",
 }
 """The peer's alert (RFC 8446 section 6.2), without OpenSSL's prefix, to "the peer ..."."""
+
+_UNEXPLAINED: Final = frozenset({"CERTIFICATE_UNKNOWN", "ACCESS_DENIED", "INTERNAL_ERROR"})
+"""Alerts whose reason only the peer can tell."""
 
 _NOT_TLS: Final = frozenset(
     {
@@ -88,20 +91,27 @@ def _sentence(error: BaseException, peer: Role) -> str:
         found = _CHECKS.get(error.verify_code)
         return f"{who}'s {found}" if found else f"{who}'s certificate: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
-        return _of_library(error, who)
+        return _of_library(error, peer)
     if isinstance(error, TimeoutError | ConnectionAbortedError):
         ours = str(error) if error.errno is None else ""  # how long it was waited for
         return f"{who} did not finish the handshake {ours or 'in time'}"
     if isinstance(error, ConnectionError | EOFError):
-        return f"{who} ended the connection; its log says why"
+        return f"{who} ended the connection{where_to_look(peer)}"
     return f"{who}: {error}"
 
 
-def _of_library(error: ssl.SSLError, who: str) -> str:
-    reason = error.reason or ""
+def where_to_look(peer: Role) -> str:
+    """The rest of a sentence about something that only the peer can explain."""
+    # A client's log, if it has one, is on a machine that a server's operator may never see.
+    return "; its log says why" if peer is Role.SERVER else ""
+
+
+def _of_library(error: ssl.SSLError, peer: Role) -> str:
+    who, reason = f"the {peer.value}", error.reason or ""
     alert = reason.partition("_ALERT_")[2]
     if alert:
-        return f"{who} {_ALERTS.get(alert, f'sent the alert {alert.lower()}')}"
+        said = f"{who} {_ALERTS.get(alert, f'sent the alert {alert.lower()}')}"
+        return said + where_to_look(peer) if alert in _UNEXPLAINED else said
     if reason in _NOT_TLS:
         return f"{who} doesn't speak TLS there: plain TCP, or another protocol"
     if reason in _OLD_TLS:
@@ -109,5 +119,5 @@ def _of_library(error: ssl.SSLError, who: str) -> str:
     if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
         return f"{who} sent no certificate, which is required"
     if reason == "UNEXPECTED_EOF_WHILE_READING" or isinstance(error, ssl.SSLEOFError):
-        return f"{who} ended the connection; its log says why"
+        return f"{who} ended the connection{where_to_look(peer)}"
     return f"{who}: {reason.lower().replace('_', ' ') or error}"

@@ -162,13 +162,23 @@ class _QuietRotatingFile(RotatingFileHandler):
         self.failures += 1
 
 
+class _Listener(QueueListener):
+    """Writes what is on the queue."""
+
+    queue: Queue[logging.LogRecord | None]
+
+    def enqueue_sentinel(self) -> None:
+        # The end stands in line too: with a slow disk there may be no room for it at first.
+        self.queue.put(None)
+
+
 class Logging:
     """Running logs; made by `start_logging`, ended by `stop`."""
 
     def __init__(self, level: int, handlers: list[logging.Handler]) -> None:
         self._handlers = handlers
         self._front = _BoundedQueueHandler(Queue(limits.LOG_QUEUE))
-        self._listener = QueueListener(self._front.queue, *handlers, respect_handler_level=True)
+        self._listener = _Listener(self._front.queue, *handlers, respect_handler_level=True)
         self._root = logging.getLogger(ROOT)
         self._former = (self._root.level, self._root.propagate)
         self._root.setLevel(level)

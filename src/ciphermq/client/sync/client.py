@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -130,41 +131,79 @@ class Client:
     # --- queues and exchanges --------------------------------------------------------------------
 
     def declare_queue(self, name: str, **properties: Any) -> None:
-        """Make a queue, which this client will own."""
+        """Make a queue, which this client will own; nothing happens if it is there, just so.
+
+        `properties` and errors as those of `ciphermq.client.connection.Client.declare_queue`:
+        sizes in bytes, times in milliseconds; `PreconditionFailed` when it is there with others.
+        """
         self._loop.run(self._client.declare_queue(name, **properties))
 
     def declare_exchange(self, name: str, kind: ExchangeType | str = ExchangeType.DIRECT) -> None:
-        """Make an exchange, which this client will own."""
+        """Make an exchange, which this client will own; nothing happens if it is there, just so.
+
+        `kind`: `direct`, `fanout` or `topic`. Raises `PreconditionFailed` when it is there as
+        another; see `ciphermq.client.connection.Client.declare_exchange`.
+        """
         self._loop.run(self._client.declare_exchange(name, kind))
 
     def delete_queue(self, name: str, *, if_empty: bool = False, if_unused: bool = False) -> int:
-        """Delete a queue; how many messages were in it."""
+        """Delete a queue with all that is in it, for good; how many messages that were.
+
+        `if_empty`, `if_unused`: only while no message is in it, or nobody receives from it;
+        otherwise `PreconditionFailed`. Raises `NotFound`, `AccessRefused`; `ConnectionLost` when
+        nobody knows whether it was done.
+        """
         return self._loop.run(
             self._client.delete_queue(name, if_empty=if_empty, if_unused=if_unused)
         )
 
     def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
-        """Delete an exchange and its bindings."""
+        """Delete an exchange with its bindings. The queues stay, and what is in them.
+
+        `if_unused`: only while nothing is bound to it; otherwise `PreconditionFailed`. Raises
+        `NotFound`, `AccessRefused`, `BadRequest`, `ConnectionLost`.
+        """
         self._loop.run(self._client.delete_exchange(name, if_unused=if_unused))
 
     def bind(self, exchange: str, queue: str, routing_key: str = "") -> None:
-        """Have `exchange` pass on what matches `routing_key` to `queue`, too."""
+        """Have `exchange` pass on to `queue`, too, what is published with a key that matches
+        `routing_key`. Nothing happens if it does already.
+
+        Takes the owner of both, or an administrator. Raises `NotFound`, `AccessRefused`,
+        `BadRequest`, `ResourceLimit`.
+        """
         self._loop.run(self._client.bind(exchange, queue, routing_key))
 
     def unbind(self, exchange: str, queue: str, routing_key: str = "") -> None:
-        """The reverse of `bind`."""
+        """The reverse of `bind`; what is in the queue stays there. Raises `NotFound` when there is
+        no such binding, otherwise as `bind` does.
+        """
         self._loop.run(self._client.unbind(exchange, queue, routing_key))
 
     def purge(self, queue: str) -> int:
-        """Remove all that waits in a queue; how many messages."""
+        """Remove all that waits in a queue, for good; how many messages. What receivers have in
+        hand stays theirs. Raises `NotFound`, `AccessRefused`; `ConnectionLost` when nobody knows
+        whether it was done.
+        """
         return self._loop.run(self._client.purge(queue))
 
     def peek(self, queue: str, batches: int = 10) -> list[dict[str, Any]]:
-        """What can be seen of a queue's first batches without a key."""
+        """What can be seen, without a key, of the first batches of a queue; nothing is taken out.
+
+        At most so many `batches`, 1 to `limits.MAX_PEEK`, oldest first, each a dict whose members
+        `ciphermq.client.connection.Client.peek` explains. Raises `NotFound`, `AccessRefused`,
+        `BadRequest`.
+        """
         return self._loop.run(self._client.peek(queue, batches))
 
     def redrive(self, queue: str, messages: int | None = None) -> int:
-        """Move dead letters from `queue` back to where they were; how many."""
+        """Move dead letters back to the queues they came from, unchanged; how many messages.
+
+        `queue`: where they are now, ``dead.<name>`` as a rule. `messages`: so many at most, the
+        oldest first; None: all. What can't go back stays; when that is so of all, `NotFound` or
+        `QueueFull` is raised. Raises `AccessRefused`, `BadRequest`; `ConnectionLost` when nobody
+        knows whether it was done.
+        """
         return self._loop.run(self._client.redrive(queue, messages))
 
     def rows(self, what: str, prefix: str = "") -> list[dict[str, Any]]:
@@ -186,12 +225,12 @@ class Client:
         if self._closed:
             return
         self._closed = True
-        try:
+        # Whatever goes wrong with one of them, the others are ended in order. Last in, first out.
+        with ExitStack() as stack:
+            stack.callback(self._loop.stop)
+            stack.callback(lambda: self._loop.run(self._client.close(error)))
             for receiver in self._receivers:
-                receiver.close(error)
-            self._loop.run(self._client.close(error))
-        finally:
-            self._loop.stop()
+                stack.callback(receiver.close, error)
 
     def __enter__(self) -> Self:
         return self

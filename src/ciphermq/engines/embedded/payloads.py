@@ -108,6 +108,7 @@ class Payloads:
                 return
             if isinstance(result, PayloadDamaged | Unavailable):
                 future.set_exception(result)
+                future.exception()  # seen: who asked may have given up at an earlier one
             else:
                 future.set_result(result)
 
