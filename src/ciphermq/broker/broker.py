@@ -148,10 +148,20 @@ class Broker:
     # --- delivering ---------------------------------------------------------------------------
 
     def consume(
-        self, name: str, *, client: str, consumer_name: str, credit: int, outlet: Outlet, now: int
+        self,
+        name: str,
+        *,
+        client: str,
+        consumer_name: str,
+        credit: int,
+        outlet: Outlet,
+        now: int,
+        onex: bool = False,
     ) -> tuple[Consumer, list[Consumer]]:
         """A new consumer, and the ghosts it supersedes: those of the same client and name on
-        this queue. What they held is back in line first. The empty name supersedes nobody."""
+        this queue. What they held is back in line first. The empty name supersedes nobody.
+
+        `onex`: it speaks 1.x; see `Consumer.onex`."""
         queue = self._state.queue(name)
         ghosts = [
             each
@@ -160,7 +170,9 @@ class Broker:
         ]
         for ghost in ghosts:
             self._end(ghost, now)
-        consumer = self._state.deliveries.add_consumer(queue, client, consumer_name, outlet)
+        consumer = self._state.deliveries.add_consumer(
+            queue, client, consumer_name, outlet, onex=onex
+        )
         consumer.add_credit(credit)
         self._state.wake(queue)
         return consumer, ghosts
@@ -227,43 +239,71 @@ class Broker:
         queue is still busy, because so much in it has expired: then ask again, after others."""
         state = self._state
         entry = self._oldest(queue, now, _SOME)
-        if entry is None:
-            if queue.head(state.durable) is None:
+        consumer = None if entry is None else queue.turn.next(onex=entry.batch.onex)
+        onex = entry is not None and consumer is None and not entry.batch.onex
+        if onex:
+            # Nobody takes the oldest, which is sealed; but who speaks 1.x takes what is behind it.
+            entry = self._oldest(queue, now, _SOME, onex=True) if queue.turn.waits else None
+            consumer = None if entry is None else queue.turn.next(onex=True)
+        if entry is None or consumer is None:
+            if entry is not None or queue.head(state.durable, onex=onex) is None:
+                state.busy.pop(queue, None)
+            elif onex and not queue.turn.waits:
                 state.busy.pop(queue, None)
             return None
-        consumer = queue.turn.next()
-        if consumer is None:
-            state.busy.pop(queue, None)
-            return None
         bits = queue.take(entry)
-        consumer.credit -= bits.bit_count()
-        return state.deliveries.give(
-            entry, bits, consumer.outlet.owner, consumer, recovered=state.recovered, now=now
+        held = state.deliveries.give(
+            entry,
+            bits,
+            consumer.outlet.owner,
+            consumer,
+            recovered=state.recovered,
+            now=now,
+            patient=consumer.onex,
         )
+        if not (consumer.onex and held.redelivered):
+            consumer.credit -= bits.bit_count()
+        return held
 
-    def fetch(self, name: str, *, owner: object, messages: int, now: int) -> list[Held]:
-        """The oldest batches into the owner's hands, until they have `messages` or there's none."""
+    def fetch(
+        self, name: str, *, owner: object, messages: int, now: int, onex: bool = False
+    ) -> list[Held]:
+        """The oldest batches into the owner's hands, until they have `messages` or there's none.
+
+        `onex`: only those of 1.x, and for as long as the owner lives."""
         state = self._state
         queue = state.queue(name)
         found: list[Held] = []
-        while messages > 0 and (entry := self._oldest(queue, now, _MANY)) is not None:
+        while messages > 0 and (entry := self._oldest(queue, now, _MANY, onex=onex)) is not None:
             bits = queue.take(entry)
             messages -= bits.bit_count()
             found.append(
-                state.deliveries.give(entry, bits, owner, None, recovered=state.recovered, now=now)
+                state.deliveries.give(
+                    entry, bits, owner, None, recovered=state.recovered, now=now, patient=onex
+                )
             )
         return found
 
-    def _oldest(self, queue: Queue, now: int, most: int) -> Entry | None:
+    def _oldest(self, queue: Queue, now: int, most: int, *, onex: bool = False) -> Entry | None:
         """What goes out next. An expired message never does, however late its timer is; None also
         if more than `most` have expired: then others should have their turn first."""
         durable = self._state.durable
         for _ in range(most):
-            entry = queue.head(durable)
+            entry = queue.head(durable, onex=onex)
             if entry is None or not 0 < entry.expires_ms <= now:
                 return entry
             self._dead_letters.expire(entry, now)
         return None
+
+    def give_again(self, client: str, batch_id: bytes, now: int) -> None:
+        """What of the client's 1.x message is in somebody's hands goes back in line.
+
+        `NotFound` if it waits nowhere, `AccessRefused` if it is another client's."""
+        state = self._state
+        batch = state.onex.find(client, int.from_bytes(batch_id, "big"))
+        for entry in batch.all_entries():
+            for held in [each for each in entry.queue.held.values() if each.entry is entry]:
+                self._redelivery.returned(held, now)
 
     # --- settling -----------------------------------------------------------------------------
 
@@ -408,6 +448,11 @@ class Broker:
             "deliveries": len(state.deliveries),
             "messages": sum(queue.messages for queue in queues),
             "messages_unacked": sum(queue.unacked for queue in queues),
+            "messages_onex": sum(queue.onex_messages for queue in queues),
+            # Sealed, where everybody who consumes speaks 1.x.
+            "messages_nobody_takes": sum(
+                queue.messages - queue.onex_messages for queue in queues if queue.turn.only_onex
+            ),
             "batches": len(state.batches),
             "dedup_entries": state.dedup.entries,
             "dedup_overflow": state.dedup.overflow,

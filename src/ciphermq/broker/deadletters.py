@@ -73,7 +73,7 @@ class DeadLetters:
         in_line = entry.ready & bits
         self._state.remove(entry, bits)
         if in_line and not entry.ready:
-            entry.queue.passed_over()
+            entry.queue.passed_over(entry)
 
     def _targets(self, entry: Entry, bits: Bitmap) -> list[Queue]:
         queue, batch = entry.queue, entry.batch

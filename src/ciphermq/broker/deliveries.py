@@ -75,10 +75,12 @@ class Deliveries:
 
     # --- consumers ----------------------------------------------------------------------------
 
-    def add_consumer(self, queue: Queue, client: str, name: str, outlet: Outlet) -> Consumer:
+    def add_consumer(
+        self, queue: Queue, client: str, name: str, outlet: Outlet, *, onex: bool = False
+    ) -> Consumer:
         """A new consumer with a number of its own, and no credit yet."""
         self._last_consumer += 1
-        consumer = Consumer(self._last_consumer, queue, client, name, outlet)
+        consumer = Consumer(self._last_consumer, queue, client, name, outlet, onex=onex)
         self.consumers[consumer.number] = consumer
         self._holder(outlet.owner).consumers[consumer.number] = consumer
         queue.turn.add(consumer)
@@ -103,13 +105,15 @@ class Deliveries:
         *,
         recovered: int,
         now: int,
+        patient: bool = False,
     ) -> Held:
-        """Put messages, which their queue holds back already, into somebody's hands."""
+        """Put messages, which their queue holds back already, into somebody's hands; if `patient`,
+        for as long as its owner lives."""
         self._last_tag += 1
         tag = self._last_tag
         queue = entry.queue
         redeliveries = entry.times_given(bits) if entry.past else 0
-        timeout_ms = queue.spec.ack_timeout_ms
+        timeout_ms = 0 if patient else queue.spec.ack_timeout_ms
         deadline_ms = now + timeout_ms if timeout_ms else 0
         held = Held(
             tag,
@@ -144,7 +148,7 @@ class Deliveries:
     def touch(self, held: Held, now: int) -> None:
         """Its holder is alive: the time-out starts again."""
         timeout_ms = held.entry.queue.spec.ack_timeout_ms
-        if timeout_ms:
+        if timeout_ms and held.deadline_ms:
             held.deadline_ms = now + timeout_ms
 
     def take_back(self, held: Held, bits: Bitmap) -> None:

@@ -31,6 +31,10 @@ _SIZE_BITS: Final = 32
 _TIME: Final = (1 << _TIME_BITS) - 1
 _SIZE: Final = (1 << _SIZE_BITS) - 1
 _PLACE_SHIFT: Final = _TIME_BITS + _SIZE_BITS
+_VERSION_SHIFT: Final = 76
+"""Where a UUID has its version (RFC 9562 section 4.2)."""
+_ONEX_VERSION: Final = 8
+"""Of `ciphermq.model.onex.internal_id`; a batch id is of version 7."""
 
 
 class Batch(msgspec.Struct, gc=False, eq=False, weakref=False):
@@ -52,6 +56,11 @@ class Batch(msgspec.Struct, gc=False, eq=False, weakref=False):
     def batch_id(self) -> bytes:
         """The batch id's 16 bytes."""
         return self.id.to_bytes(16, "big")
+
+    @property
+    def onex(self) -> bool:
+        """Whether it is a message of CipherMQ 1.x: by its id, see `ciphermq.model.onex`."""
+        return self.id >> _VERSION_SHIFT & 0xF == _ONEX_VERSION
 
     @property
     def published_ms(self) -> int:

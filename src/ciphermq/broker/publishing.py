@@ -144,4 +144,4 @@ class Publishing:
         state.dedup.forget(batch.sender, batch.id)
         for entry in batch.all_entries():
             state.remove(entry, entry.live)
-            entry.queue.passed_over()
+            entry.queue.passed_over(entry)

@@ -1,23 +1,19 @@
 """What waits in a queue, in order; what is in hand; what is full.
 
-New entries come at the end, so they stand in a plain deque in the order of `pos`. Those that came
-back stand in a heap beside it, by `pos` too, and the next to go is the lower of both heads: that
-is how a returned batch is in its old place without anything being moved.
-
-An entry whose messages went another way (expired, undone) is left where it stands and passed over
-later; when such are half of the deque, it is swept.
+Sealed batches and messages of CipherMQ 1.x stand in a line each, since some consumers take only
+the latter; for everybody else the next to go is the older of both heads.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Iterator
-from itertools import chain, count
-from typing import TYPE_CHECKING, Final
+from itertools import chain
+from typing import TYPE_CHECKING
 
 from ciphermq.broker.credit import Turn
 from ciphermq.broker.entries import Entry
+from ciphermq.broker.line import Line
 from ciphermq.errors import QueueFull
 from ciphermq.model.bitmap import Bitmap
 from ciphermq.model.ids import DEAD_PREFIX
@@ -25,9 +21,6 @@ from ciphermq.model.topology import QueueInfo, QueueSpec
 
 if TYPE_CHECKING:
     from ciphermq.broker.deliveries import Held
-
-_SWEEP_FROM: Final = 64
-"""Entries that went another way before a sweep is worth it."""
 
 
 class Queue:
@@ -40,6 +33,8 @@ class Queue:
         """A ``dead.<queue>``: its messages never expire and are never dead-lettered again."""
         self.messages = 0
         """All that are live: ready, parked, in hand, not yet durable."""
+        self.onex_messages = 0
+        """Those of CipherMQ 1.x among them."""
         self.unacked = 0
         """Those in somebody's hands."""
         self.batches = 0
@@ -49,10 +44,8 @@ class Queue:
         """What is in hand, by tag."""
         self.parked: dict[Entry, Bitmap] = {}
         """Messages that wait for their back-off, or whose bytes are damaged."""
-        self._fresh: deque[Entry] = deque()
-        self._returned: list[tuple[int, int, Entry]] = []
-        self._ties = count()
-        self._passed_over = 0
+        self._sealed = Line()
+        self._onex = Line()
 
     @property
     def info(self) -> QueueInfo:
@@ -64,6 +57,7 @@ class Queue:
             batches=self.batches,
             bytes=self.bytes,
             consumers=len(self.turn),
+            messages_onex=self.onex_messages,
         )
 
     def check_room(self, messages: int, size: int) -> None:
@@ -86,12 +80,15 @@ class Queue:
 
     def append(self, entry: Entry) -> None:
         """A new entry, later than all others."""
-        self._fresh.append(entry)
+        self._line_of(entry).append(entry)
         self.count_in(entry)
 
     def count_in(self, entry: Entry) -> None:
         """Count a new entry, without putting it in line."""
-        self.messages += entry.live.bit_count()
+        messages = entry.live.bit_count()
+        self.messages += messages
+        if entry.batch.onex:
+            self.onex_messages += messages
         self.batches += 1
         self.bytes += entry.batch.size
 
@@ -101,7 +98,10 @@ class Queue:
         Those of them that are in hand were taken from there before."""
         entry.live &= ~bits
         entry.held &= ~bits
-        self.messages -= bits.bit_count()
+        messages = bits.bit_count()
+        self.messages -= messages
+        if entry.batch.onex:
+            self.onex_messages -= messages
         if self.parked:
             self.unpark(entry, bits)
         if entry.live:
@@ -110,23 +110,19 @@ class Queue:
         self.bytes -= entry.batch.size
         return True
 
-    def passed_over(self) -> None:
-        """An entry that stood in line is not there any more: perhaps sweep the line."""
-        self._passed_over += 1
-        if self._passed_over <= _SWEEP_FROM:
-            return
-        if self._passed_over * 2 > len(self._fresh) + len(self._returned):
-            self._fresh = deque(entry for entry in self._fresh if entry.ready)
-            self._returned = [each for each in self._returned if each[2].ready]
-            heapq.heapify(self._returned)
-            self._passed_over = 0
+    def passed_over(self, entry: Entry) -> None:
+        """An entry that stood in line is not ready any more."""
+        self._line_of(entry).passed_over()
+
+    def _line_of(self, entry: Entry) -> Line:
+        return self._onex if entry.batch.onex else self._sealed
 
     def put_back(self, entry: Entry, bits: Bitmap) -> None:
         """These messages may be given out again, from their old place."""
         in_line = entry.ready
         entry.held &= ~bits
         if entry.ready and not in_line:
-            heapq.heappush(self._returned, (entry.pos, next(self._ties), entry))
+            self._line_of(entry).put_back(entry)
 
     def park(self, entry: Entry, bits: Bitmap) -> None:
         """These messages, which nobody's hands hold, are not ready until `unpark`."""
@@ -147,24 +143,20 @@ class Queue:
 
     # --- in order -----------------------------------------------------------------------------
 
-    def head(self, durable: int) -> Entry | None:
-        """The oldest entry with messages to give out, which is durable; it stays in line."""
-        fresh, returned = self._fresh, self._returned
-        while fresh and not fresh[0].ready:
-            fresh.popleft()
-        while returned and not returned[0][2].ready:
-            heapq.heappop(returned)
-        first = fresh[0] if fresh else None
-        if returned and (first is None or returned[0][0] < first.pos):
-            first = returned[0][2]
+    def head(self, durable: int, *, onex: bool = False) -> Entry | None:
+        """The oldest entry with messages to give out, which is durable; it stays in line.
+
+        With `onex`, the oldest of CipherMQ 1.x."""
+        first = self._onex.head()
+        if not onex:
+            sealed = self._sealed.head()
+            if first is None or (sealed is not None and sealed.pos < first.pos):
+                first = sealed
         return first if first is not None and first.pos <= durable else None
 
     def take(self, entry: Entry) -> Bitmap:
-        """All ready messages of the `head`, which now are held and out of line."""
-        if self._fresh and self._fresh[0] is entry:
-            self._fresh.popleft()
-        else:
-            heapq.heappop(self._returned)
+        """All ready messages of a `head`, which now are held and out of line."""
+        self._line_of(entry).take(entry)
         bits = entry.ready
         entry.held |= bits
         return bits
@@ -172,7 +164,8 @@ class Queue:
     def in_line(self) -> Iterator[Entry]:
         """Entries with messages to give out, oldest first but for those that came back."""
         seen = set()
-        for entry in chain(self._fresh, (entry for _, _, entry in self._returned)):
+        fresh = heapq.merge(self._sealed.fresh, self._onex.fresh, key=lambda entry: entry.pos)
+        for entry in chain(fresh, self._sealed.returned, self._onex.returned):
             if entry.ready and entry.pos not in seen:
                 seen.add(entry.pos)
                 yield entry
@@ -180,40 +173,32 @@ class Queue:
     def oldest(self, most: int) -> list[Entry]:
         """The first entries in the order of the queue, wherever their messages are."""
         found: dict[Entry, None] = {}
-        for entry in self._fresh:
+        for entry in heapq.merge(self._sealed.fresh, self._onex.fresh, key=lambda entry: entry.pos):
             if len(found) >= most:
                 break
             if entry.live:
                 found[entry] = None
-        others = chain(
-            (entry for _, _, entry in self._returned),
-            self.parked,
-            (held.entry for held in self.held.values()),
-        )
-        found.update((entry, None) for entry in others if entry.live)
+        found.update((entry, None) for entry in self._not_fresh() if entry.live)
         return heapq.nsmallest(most, found, key=lambda entry: entry.pos)
 
     def entries(self) -> list[Entry]:
         """All entries, in no order."""
-        return list(
-            dict.fromkeys(
-                entry
-                for entry in chain(
-                    self._fresh,
-                    (entry for _, _, entry in self._returned),
-                    self.parked,
-                    (held.entry for held in self.held.values()),
-                )
-                if entry.live
-            )
+        everywhere = chain(self._sealed.fresh, self._onex.fresh, self._not_fresh())
+        return list(dict.fromkeys(entry for entry in everywhere if entry.live))
+
+    def _not_fresh(self) -> Iterator[Entry]:
+        return chain(
+            self._sealed.returned,
+            self._onex.returned,
+            self.parked,
+            (held.entry for held in self.held.values()),
         )
 
     def clear_line(self) -> None:
         """Nothing is ready any more."""
-        self._fresh.clear()
-        self._returned.clear()
-        self._passed_over = 0
+        self.restore([])
 
     def restore(self, entries: list[Entry]) -> None:
         """After a replay: all that waits, in order."""
-        self._fresh = deque(sorted(entries, key=lambda entry: entry.pos))
+        self._sealed.restore([entry for entry in entries if not entry.batch.onex])
+        self._onex.restore([entry for entry in entries if entry.batch.onex])

@@ -185,8 +185,7 @@ class Recovery:
 
     def _drop_if_nowhere(self, batch: Batch) -> None:
         if batch.entries is None:
-            del self._state.batches[batch.seq]
-            self._state.port.finished(batch)
+            self._state.forget(batch)
 
     def _batch(self, lsn: int, meta: bytes, size: int, place: int) -> None:
         record = records.decode_batch(meta)

@@ -18,6 +18,7 @@ from ciphermq.broker.dedup import Dedup
 from ciphermq.broker.deliveries import Deliveries
 from ciphermq.broker.entries import Batch, Entry, Past
 from ciphermq.broker.exchanges import Exchange
+from ciphermq.broker.onex import OnexIndex
 from ciphermq.broker.queues import Queue
 from ciphermq.broker.records import Kind, encode
 from ciphermq.broker.timers import Wheel
@@ -72,6 +73,7 @@ class State:
         self.exchanges: dict[str, Exchange] = {}
         self.batches: dict[int, Batch] = {}
         """By seq; those brought or copied later come later, but for copies that failed."""
+        self.onex = OnexIndex()
         self.dedup = Dedup(bounds.dedup_window_ms, bounds.max_dedup_entries)
         self.deliveries = Deliveries()
         self.expiries: Wheel[Entry] = Wheel(_EXPIRY_QUANTUM_MS, lambda entry: entry.live != 0)
@@ -138,7 +140,16 @@ class State:
             seq, batch_id, sys.intern(sender), sys.intern(routing_key), count, expires_ms, facts
         )
         self.batches[seq] = batch
+        if batch.onex:
+            self.onex.add(batch)
         return batch
+
+    def forget(self, batch: Batch) -> None:
+        """A batch is in no queue any more."""
+        del self.batches[batch.seq]
+        if batch.onex:
+            self.onex.drop(batch)
+        self.port.finished(batch)
 
     def place(
         self, batch: Batch, queue: Queue, pos: int, live: Bitmap, past: Past | None = None
@@ -163,8 +174,7 @@ class State:
             self.expiries.drop(expires_ms)
         batch = entry.batch
         if batch.leave(entry):
-            del self.batches[batch.seq]
-            self.port.finished(batch)
+            self.forget(batch)
         return True
 
     def put_back(self, entry: Entry, bits: Bitmap, now: int) -> None:

@@ -130,8 +130,13 @@ class Engine(Protocol):
     def publish(self, publish: Publish) -> Awaitable[Published]:
         """Confirmed when durable in all its queues; refused whole otherwise."""
 
-    async def consume(self, queue: str, *, client: str, name: str, credit: int, sink: Sink) -> int:
-        """A consumer's number. The same (client, name) supersedes its ghost."""
+    async def consume(
+        self, queue: str, *, client: str, name: str, credit: int, sink: Sink, onex: bool = False
+    ) -> int:
+        """A consumer's number. The same (client, name) supersedes its ghost.
+
+        `onex`: one that speaks 1.x. It is given messages of 1.x and nothing else, without an ack
+        time-out, and what may have been given out before costs it no credit."""
 
     def add_credit(self, consumer: int, messages: int) -> None: ...
     async def cancel(self, consumer: int, *, release: bool = False) -> None:
@@ -139,8 +144,15 @@ class Engine(Protocol):
         `release` they return to the queue at once, no try counted: the receiver is stopping."""
 
     async def fetch(
-        self, queue: str, *, client: str, owner: object, messages: int
-    ) -> list[Delivery]: ...
+        self, queue: str, *, client: str, owner: object, messages: int, onex: bool = False
+    ) -> list[Delivery]:
+        """Whole batches, the oldest, until they hold `messages`; `onex` as for `consume`."""
+
+    async def give_again(self, batch_id: bytes, *, client: str) -> None:
+        """What of the client's 1.x message is in somebody's hands goes back in line.
+
+        `NotFound` if it waits in no queue, `AccessRefused` if it is only others'."""
+
     def ack(self, owner: object, tag: int, bits: Bitmap | None) -> Awaitable[None]:
         """None means all that is left. Idempotent: what is settled already is no error.
         The awaitable ends when the ack is durable."""

@@ -62,6 +62,8 @@ class QueueInfo(msgspec.Struct, frozen=True):
     batches: int
     bytes: int
     consumers: int
+    messages_onex: int = 0
+    """Those of CipherMQ 1.x among all these messages."""
 
 
 class DeadInfo(msgspec.Struct, frozen=True, omit_defaults=True):

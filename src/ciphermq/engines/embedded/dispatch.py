@@ -115,7 +115,9 @@ class Dispatch:
 
     # --- consumers ----------------------------------------------------------------------------
 
-    def consume(self, queue: str, *, client: str, name: str, credit: int, sink: Sink) -> int:
+    def consume(
+        self, queue: str, *, client: str, name: str, credit: int, sink: Sink, onex: bool
+    ) -> int:
         """A new consumer's number; ghosts that it supersedes are told."""
         lane = Lane(
             sink,
@@ -125,7 +127,13 @@ class Dispatch:
             on_room=self.resume,
         )
         consumer, ghosts = self._broker.consume(
-            queue, client=client, consumer_name=name, credit=credit, outlet=lane, now=self._clock()
+            queue,
+            client=client,
+            consumer_name=name,
+            credit=credit,
+            outlet=lane,
+            now=self._clock(),
+            onex=onex,
         )
         for ghost in ghosts:
             reason = f"a newer consumer named {name!r} of {client!r} has taken over"
@@ -156,11 +164,15 @@ class Dispatch:
 
     # --- deliveries ---------------------------------------------------------------------------
 
-    async def fetch(self, queue: str, *, owner: object, messages: int) -> list[Delivery]:
+    async def fetch(
+        self, queue: str, *, owner: object, messages: int, onex: bool
+    ) -> list[Delivery]:
         """The oldest batches, with their bytes, until they hold `messages`."""
         found: list[Delivery] = []
         while messages > 0:
-            given = self._broker.fetch(queue, owner=owner, messages=messages, now=self._clock())
+            given = self._broker.fetch(
+                queue, owner=owner, messages=messages, now=self._clock(), onex=onex
+            )
             self.wake()
             loading = [self._payloads.load(held.entry.batch) for held in given]
             for held, future in zip(given, loading, strict=True):

@@ -253,9 +253,13 @@ class EmbeddedEngine:
 
     # --- delivering ---------------------------------------------------------------------------
 
-    async def consume(self, queue: str, *, client: str, name: str, credit: int, sink: Sink) -> int:
+    async def consume(
+        self, queue: str, *, client: str, name: str, credit: int, sink: Sink, onex: bool = False
+    ) -> int:
         """A consumer's number. The same client and name on this queue supersede their ghost."""
-        return self._dispatch.consume(queue, client=client, name=name, credit=credit, sink=sink)
+        return self._dispatch.consume(
+            queue, client=client, name=name, credit=credit, sink=sink, onex=onex
+        )
 
     def add_credit(self, consumer: int, messages: int) -> None:
         """It takes so many messages more."""
@@ -276,10 +280,15 @@ class EmbeddedEngine:
         self._dispatch.wake()
 
     async def fetch(
-        self, queue: str, *, client: str, owner: object, messages: int
+        self, queue: str, *, client: str, owner: object, messages: int, onex: bool = False
     ) -> list[Delivery]:
         """The oldest batches, until they hold `messages` or there are no more."""
-        return await self._dispatch.fetch(queue, owner=owner, messages=messages)
+        return await self._dispatch.fetch(queue, owner=owner, messages=messages, onex=onex)
+
+    async def give_again(self, batch_id: bytes, *, client: str) -> None:
+        """A 1.x message that is in somebody's hands goes back in line."""
+        self._broker.give_again(client, batch_id, self._clock())
+        self._dispatch.wake()
 
     # --- settling -----------------------------------------------------------------------------
 

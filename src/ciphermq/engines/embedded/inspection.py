@@ -15,7 +15,8 @@ def peeked(entry: Entry, sealed: Sealed | None) -> Peeked:
     batch = entry.batch
     return Peeked(
         batch_id=batch.batch_id,
-        header=_known(entry) if sealed is None else read_header(sealed),
+        # The header of a 1.x message is made up, when it comes in, of what is known here too.
+        header=_known(entry) if sealed is None or batch.onex else read_header(sealed),
         live=entry.live,
         size=batch.size,
         published_ms=batch.published_ms,
@@ -32,7 +33,7 @@ def _known(entry: Entry) -> Header:
         sender=batch.sender,
         certificate_sha256=b"",
         batch_id=batch.batch_id,
-        created_ms=batch.id >> _BATCH_ID_TIME,
+        created_ms=batch.published_ms if batch.onex else batch.id >> _BATCH_ID_TIME,
         expires_ms=batch.expires_ms,
         exchange="",
         routing_key=batch.routing_key,
