@@ -119,6 +119,17 @@ MAX_ONEX_BATCH: Final = 20_000
 MAX_LINE: Final = 4 * KIB
 """A line of the 1.x protocol that carries no message: three names, or a key."""
 
+ONEX_WINDOW: Final = 1000
+"""Messages that a 1.x consumer may have before it acks any. It is not asked; it reads on always."""
+
+MAX_ONEX_COMMANDS: Final = 1000
+"""Commands of one 1.x connection that wait for their turn or their answer: more aren't read. Those
+clients have 100 in flight."""
+
+KEEPALIVE: Final = (30, 10, 3)
+"""Seconds of silence until TCP asks for a sign of life, seconds between questions, and how many
+stay unanswered: 1.x has no heartbeat, and what a dead peer holds must return."""
+
 MAX_BATCH_LINE: Final = 12 * MIB
 """A ``publish_batch``: `MAX_ONEX_BATCH` messages as small as those that 1.x was measured with."""
 

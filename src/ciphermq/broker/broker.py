@@ -246,9 +246,8 @@ class Broker:
             entry = self._oldest(queue, now, _SOME, onex=True) if queue.turn.waits else None
             consumer = None if entry is None else queue.turn.next(onex=True)
         if entry is None or consumer is None:
-            if entry is not None or queue.head(state.durable, onex=onex) is None:
-                state.busy.pop(queue, None)
-            elif onex and not queue.turn.waits:
+            nothing_left = queue.head(state.durable, onex=onex) is None
+            if entry is not None or nothing_left or not queue.turn.waits:
                 state.busy.pop(queue, None)
             return None
         bits = queue.take(entry)

@@ -39,6 +39,8 @@ FIRST_BYTE: Final = ord("{")
 _MEMBERS: Final = ("message_id", "receiver_client_id", "enc_session_key", "nonce", "ciphertext")
 _TAG: Final = "tag"
 _SENT_TIME: Final = "sent_time"
+_EXCHANGE: Final = "exchange"
+_ROUTING_KEY: Final = "routing_key"
 ID_LABEL: Final = b"CipherMQ/2 1.x message id\0"
 _NO_ID: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f]")
 """White space of any script and control characters."""
@@ -83,6 +85,10 @@ class OnexMessage(msgspec.Struct, frozen=True):
     ciphertext: str
     tag: str | None
     sent_time: str | None
+    exchange: str | None
+    """Where it goes, if its sender can't say it otherwise: a client of ``cmq/2``, whose PUBLISH
+    names no exchange. 1.x knows neither this member nor the next."""
+    routing_key: str | None
     text: bytes
     """The envelope: the JSON as it came, without the white space around it."""
 
@@ -155,6 +161,8 @@ def parse(data: Buffer) -> OnexMessage:
         ciphertext,
         tag or None,
         sent_time if isinstance(sent_time, str) else None,
+        _text_or_none(members, _EXCHANGE),
+        _text_or_none(members, _ROUTING_KEY),
         raw,
     )
 
@@ -253,6 +261,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON's")
+
+
+def _text_or_none(members: Mapping[str, Any], name: str) -> str | None:
+    value = members.get(name)
+    return value if isinstance(value, str) else None
 
 
 def _text_of(members: Mapping[str, Any], name: str) -> str:

@@ -96,6 +96,11 @@ class Channel(asyncio.BufferedProtocol):
         return self._pump.protocol
 
     @property
+    def tls_version(self) -> str:
+        """``TLSv1.3`` or ``TLSv1.2``."""
+        return self._pump.version
+
+    @property
     def who(self) -> str:
         """The peer, for messages."""
         return f"the {self.role.peer.value} at {self.peer}"

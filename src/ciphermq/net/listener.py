@@ -23,13 +23,14 @@ from ciphermq.errors import (
     ConfigError,
     ProtocolNotOffered,
     ResourceLimit,
+    TlsFailed,
 )
 from ciphermq.net import address
 from ciphermq.net.address import HostPort
 from ciphermq.net.channel import Buffers, Channel
 from ciphermq.net.link import Link
 from ciphermq.net.options import LinkOptions
-from ciphermq.net.tls import ALPN
+from ciphermq.net.tls import ALPN, TLS_1_3
 from ciphermq.pki.names import client_id_of
 from ciphermq.telemetry import Counters, get_logger
 
@@ -144,6 +145,7 @@ class Listener:
         self.counters.add("accepted")
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _keep_alive(sock)
         channel = Channel(
             self._context,
             self._secured,
@@ -211,6 +213,11 @@ class Listener:
 
     def _start_of(self, channel: Channel, client: str) -> StartSession:
         start = self._sessions.get(channel.protocol)
+        if channel.protocol is not None and channel.tls_version != TLS_1_3:
+            raise TlsFailed(
+                f"{client} at {channel.peer} came with {channel.tls_version}, which is for "
+                f"CipherMQ 1.x alone: {channel.protocol} is spoken in {TLS_1_3}"
+            )
         if start is None:
             offered = ", ".join(sorted(name for name in self._sessions if name))
             raise ProtocolNotOffered(
@@ -250,6 +257,16 @@ def _listen(where: HostPort) -> socket.socket:
     )
     sock.setblocking(False)
     return sock
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    """Have the kernel find out about peers that are gone without a word."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in zip(
+        ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"), limits.KEEPALIVE, strict=True
+    ):
+        if hasattr(socket, name):  # not every system can set it for one socket
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _cannot_listen(where: HostPort, error: OSError) -> str:

@@ -1,4 +1,6 @@
-"""TLS contexts for both sides: TLS 1.3 only, a certificate from each, a revocation list checked.
+"""TLS contexts for both sides: a certificate from each, a revocation list checked.
+
+TLS 1.3 only, but for clients of CipherMQ 1.x, where 1.2 is allowed.
 
 Brokers issue no session tickets: a resumed session would skip the certificates, and so escape a
 newer revocation list.
@@ -15,6 +17,9 @@ from ciphermq.errors import CertificateError, IdentityError, PassphraseError
 
 ALPN: Final = "cmq/2"
 """The protocol's name in TLS (RFC 7301)."""
+TLS_1_3: Final = "TLSv1.3"
+_TLS_1_2_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Forward secrecy and AEAD, as TLS 1.3 has them always."""
 
 
 def server_context(
@@ -25,16 +30,23 @@ def server_context(
     revocations: Path | None,
     passphrase: str | None = None,
     protocols: Iterable[str] = (ALPN,),
+    tls_1_2: bool = False,
 ) -> ssl.SSLContext:
     """A server's context, which demands a client certificate of `authority`.
 
     `certificate` holds the chain, leaf first; all files are PEM. Without `revocations` nobody is
-    shut out. Raises `IdentityError` and its kinds, naming the file.
+    shut out. `tls_1_2` lets clients of CipherMQ 1.x come with that; `Listener` lets in no others.
+    Raises `IdentityError` and its kinds, naming the file.
     """
     context = _context(ssl.PROTOCOL_TLS_SERVER, authority, revocations, protocols)
     _load_own(context, certificate, key, passphrase)
     context.verify_mode = ssl.CERT_REQUIRED
     context.num_tickets = 0
+    if tls_1_2:
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(_TLS_1_2_CIPHERS)
+        # In 1.2 tickets are another option. Renegotiation is a way to change who one is.
+        context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
     return context
 
 

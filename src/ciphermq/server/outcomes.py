@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from ciphermq.errors import Unavailable
+from ciphermq.errors import InternalError, JournalFailed, Refused, Unavailable
+from ciphermq.telemetry import get_logger
 
 T = TypeVar("T")
+
+_log = get_logger("server")
 
 
 def follow(outcome: Awaitable[T], then: Callable[[asyncio.Future[T]], None]) -> None:
@@ -21,6 +24,21 @@ def follow(outcome: Awaitable[T], then: Callable[[asyncio.Future[T]], None]) -> 
         then(future)
     else:
         future.add_done_callback(then)
+
+
+def as_refusal(error: BaseException, client: str) -> Refused:
+    """What the client is told; what it can do nothing about goes to the log in full."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, JournalFailed):
+        return Unavailable(f"the broker's journal has failed: {error}")
+    _log.error("a request failed", client=client, exc_info=error)
+    return InternalError("the broker failed in a way it did not foresee; its log says more")
+
+
+def disregard(future: asyncio.Future[Any]) -> None:
+    """For `follow`, where a later outcome tells all."""
+    failure(future)
 
 
 def failure(future: asyncio.Future[Any]) -> BaseException | None:

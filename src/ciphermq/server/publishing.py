@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from ciphermq import limits
-from ciphermq.catalog.face import Publication
+from ciphermq.catalog.face import OnexPublication, Publication
 from ciphermq.engines.face import Publish, Published
 from ciphermq.errors import (
     AccessRefused,
@@ -23,6 +23,7 @@ from ciphermq.errors import (
     ResourceLimit,
     Unavailable,
 )
+from ciphermq.model import onex
 from ciphermq.model.envelope import Header, read_header
 from ciphermq.net.link import Link
 from ciphermq.server.access import Verb
@@ -83,7 +84,7 @@ class Publishing:
         except Refused as error:
             self._return(seq, error)
             return
-        follow(outcome, partial(self._settle, seq, header, len(frame.sealed)))
+        follow(outcome, partial(self._settle, seq, header, frame.sealed))
         services.flow.check(self._brake)
 
     def _check(self, sealed: Sealed) -> Header:
@@ -92,6 +93,33 @@ class Publishing:
             raise AfterRefusal(f"publish {self._refused} was refused, and this one came after it")
         if self.stopping:
             raise Unavailable("the broker is stopping")
+        check = self._check_onex if onex.is_onex(sealed) else self._check_batch
+        header = check(sealed)
+        if header.exchange:
+            exchange = self._services.exchange(header.exchange)
+            self._services.access.require(self._client, Verb.PUBLISH, exchange)
+        return header
+
+    def _check_onex(self, sealed: Sealed) -> Header:
+        """A message of 1.x, which says by members of its own where it goes; without, to the queue
+        of its receiver's name."""
+        services = self._services
+        if not services.one_x:
+            raise BadRequest("this broker takes no messages of CipherMQ 1.x ([one_x] enabled)")
+        try:
+            message = onex.parse(sealed)
+        except BatchError as error:
+            raise BadRequest(f"this is no message of CipherMQ 1.x: {error}") from error
+        key = message.routing_key
+        return onex.header(
+            message,
+            client=self._client,
+            exchange=message.exchange or "",
+            routing_key=key or message.receiver if not message.exchange else key or "",
+            now_ms=services.now_ms(),
+        )
+
+    def _check_batch(self, sealed: Sealed) -> Header:
         try:
             header = read_header(sealed)
         except BatchError as error:
@@ -100,9 +128,6 @@ class Publishing:
             raise AccessRefused(
                 f"{self._client!r} may not publish a batch whose sender is {header.sender!r}"
             )
-        if header.exchange:
-            exchange = self._services.exchange(header.exchange)
-            self._services.access.require(self._client, Verb.PUBLISH, exchange)
         self._check_times(header)
         return header
 
@@ -127,22 +152,26 @@ class Publishing:
             )
 
     def _settle(
-        self, seq: int, header: Header, size: int, outcome: asyncio.Future[Published]
+        self, seq: int, header: Header, sealed: Sealed, outcome: asyncio.Future[Published]
     ) -> None:
         """The engine has stored the batch, or refused it, or broken."""
         error = failure(outcome)
         if error is None:
-            self._stored(seq, header, size, duplicate=outcome.result().duplicate)
+            self._stored(seq, header, sealed, duplicate=outcome.result().duplicate)
         elif isinstance(error, Refused) and not outcome.cancelled():
             self._return(seq, error)
         else:
             self._on_broken(error)
 
-    def _stored(self, seq: int, header: Header, size: int, *, duplicate: bool) -> None:
+    def _stored(self, seq: int, header: Header, sealed: Sealed, *, duplicate: bool) -> None:
         services = self._services
         services.counters.add("publishes_confirmed")
         self._confirms.settle(seq)
-        if not duplicate:
+        if duplicate:
+            return
+        if onex.is_onex(sealed):
+            note_message(services, self._client, header, onex.parse(sealed).message_id)
+        else:
             services.catalog.note_published(
                 Publication(
                     header.batch_id,
@@ -150,7 +179,7 @@ class Publishing:
                     header.exchange,
                     header.routing_key,
                     header.count,
-                    size,
+                    len(sealed),
                     services.now_ms(),
                 )
             )
@@ -161,3 +190,10 @@ class Publishing:
         self._services.counters.add("publishes_returned")
         self._link.send(Return(seq=seq, code=error.code, message=str(error)))
         self._confirms.settle(seq, confirmed=False)
+
+
+def note_message(services: Services, client: str, header: Header, message_id: str) -> None:
+    """A message of 1.x was stored, and not before."""
+    services.catalog.note_message(
+        OnexPublication(message_id, client, header.exchange, header.routing_key, services.now_ms())
+    )

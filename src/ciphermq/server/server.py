@@ -14,13 +14,15 @@ from ciphermq.errors import InternalError, Unavailable
 from ciphermq.net import address, tls
 from ciphermq.net.address import HostPort
 from ciphermq.net.channel import Channel
+from ciphermq.net.lines import LineLink
 from ciphermq.net.link import Link
-from ciphermq.net.listener import Listener
+from ciphermq.net.listener import Listener, StartSession
 from ciphermq.net.options import LinkOptions
 from ciphermq.server import trust
 from ciphermq.server.access import Access
 from ciphermq.server.flow import Flow
 from ciphermq.server.keys import KeyDirectory
+from ciphermq.server.onex import OnexSession
 from ciphermq.server.services import Services
 from ciphermq.server.session import Session
 from ciphermq.settings import ServerSettings
@@ -64,7 +66,9 @@ class Server:
         self._now_ms = now_ms
         self._log_stats = log_stats or dict
         self._started_ms = now_ms()
-        self._trust = trust.load(settings.tls)
+        self._trust = trust.load(
+            settings.tls, tls_1_2=settings.one_x.enabled and settings.one_x.tls_1_2
+        )
         self.services = Services(
             engine=engine,
             catalog=catalog,
@@ -74,11 +78,12 @@ class Server:
             now_ms=now_ms,
             status=self.status,
             max_publish_window=settings.limits.max_publish_window,
+            one_x=settings.one_x.enabled,
         )
         self.listener = Listener(
             settings.server.address,
             self._trust.context,
-            {tls.ALPN: self._start_session},
+            self._protocols(),
             options=options,
             max_connections=settings.server.max_connections,
             max_connections_per_client=settings.server.max_connections_per_client,
@@ -183,6 +188,16 @@ class Server:
         self._reminder = asyncio.get_running_loop().call_later(limits.DAY, self._remind)
 
     # --- sessions and status ----------------------------------------------------------------
+
+    def _protocols(self) -> dict[str | None, StartSession]:
+        """What is spoken: by its name in TLS; 1.x names none."""
+        found: dict[str | None, StartSession] = {tls.ALPN: self._start_session}
+        if self._settings.one_x.enabled:
+            found[None] = self._start_onex_session
+        return found
+
+    def _start_onex_session(self, channel: Channel, client: str) -> None:
+        OnexSession(self.services, LineLink(channel), client)
 
     def _start_session(self, channel: Channel, client: str) -> None:
         Session(self.services, Link(channel), client)

@@ -15,6 +15,7 @@ from ciphermq.server.keys import KeyDirectory
 from ciphermq.telemetry import Counters
 
 if TYPE_CHECKING:
+    from ciphermq.server.onex import OnexSession
     from ciphermq.server.session import Session
 
 
@@ -30,12 +31,14 @@ class Services:
     now_ms: Callable[[], int]
     status: Callable[[], dict[str, dict[str, int | float | str]]]
     max_publish_window: int
+    one_x: bool = False
+    """Whether messages of CipherMQ 1.x are taken."""
     counters: Counters = field(
         default_factory=lambda: Counters(
             "publishes", "publishes_confirmed", "publishes_returned", "deliveries", "acks", "nacks"
         )
     )
-    sessions: set[Session] = field(default_factory=set)
+    sessions: set[Session | OnexSession] = field(default_factory=set)
 
     def queue(self, name: str) -> Thing:
         """The queue of that name as a thing to decide about; unowned if there is none."""

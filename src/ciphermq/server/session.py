@@ -13,15 +13,11 @@ from ciphermq import limits
 from ciphermq.errors import (
     AccessRefused,
     CipherMQError,
-    InternalError,
-    JournalFailed,
-    Refused,
-    Unavailable,
 )
 from ciphermq.net.link import Link
 from ciphermq.server.consuming import Consuming
 from ciphermq.server.flow import Brake
-from ciphermq.server.outcomes import failure, follow
+from ciphermq.server.outcomes import as_refusal, failure, follow
 from ciphermq.server.publishing import Publishing
 from ciphermq.server.requests import HANDLERS
 from ciphermq.server.services import Services
@@ -190,7 +186,7 @@ class Session:
     # --- failures ---------------------------------------------------------------------------
 
     def _answer_failure(self, request: int, error: BaseException) -> None:
-        refused = self._as_refusal(error)
+        refused = as_refusal(error, self.client)
         if isinstance(refused, AccessRefused):
             _log.warning("access refused", client=self.client, reason=str(refused))
         message = str(refused)[:_MAX_MESSAGE]
@@ -198,16 +194,7 @@ class Session:
 
     def _broken(self, error: BaseException) -> None:
         """This connection can't go on."""
-        self.link.fail(self._as_refusal(error))
-
-    def _as_refusal(self, error: BaseException) -> Refused:
-        """What the client is told; what it can do nothing about goes to the log in full."""
-        if isinstance(error, Refused):
-            return error
-        if isinstance(error, JournalFailed):
-            return Unavailable(f"the broker's journal has failed: {error}")
-        _log.error("a request failed", client=self.client, exc_info=error)
-        return InternalError("the broker failed in a way it did not foresee; its log says more")
+        self.link.fail(as_refusal(error, self.client))
 
     # --- the end ----------------------------------------------------------------------------
 

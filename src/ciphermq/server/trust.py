@@ -36,14 +36,17 @@ class Trust(NamedTuple):
         return [warning for warning in (certificate, *lists) if warning]
 
 
-def load(files: TlsSection) -> Trust:
-    """Read the files. `IdentityError` or `ConfigError` naming the one that can't be used."""
+def load(files: TlsSection, *, tls_1_2: bool = False) -> Trust:
+    """Read the files; with `tls_1_2` clients of 1.x may come with that.
+
+    `IdentityError` or `ConfigError` naming the one that can't be used."""
     _look_for_authority_key(files)
     context = tls.server_context(
         certificate=files.cert_path,
         key=files.key_path,
         authority=files.ca_cert_path,
         revocations=files.crl_path,
+        tls_1_2=tls_1_2,
     )
     authorities = _certificates(files.ca_cert_path)
     ders = [certificate.public_bytes(Encoding.DER) for certificate in authorities]

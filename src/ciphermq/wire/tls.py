@@ -126,6 +126,11 @@ class TlsPump:
         return self._ssl.getpeercert(True) or b""
 
     @property
+    def version(self) -> str:
+        """Of TLS: ``TLSv1.3`` or another; empty before both sides agree."""
+        return self._ssl.version() or ""
+
+    @property
     def protocol(self) -> str | None:
         """What both sides agreed to speak (ALPN, RFC 7301)."""
         return self._ssl.selected_alpn_protocol()
