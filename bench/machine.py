@@ -27,7 +27,7 @@ def describe(directory: Path) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("cryptography", "uvloop", "msgspec")},
         "ciphermq": version("ciphermq"),
         "revision": _revision(),
-        "filesystem": _filesystem(directory),
+        "filesystem": filesystem(directory),
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -50,7 +50,7 @@ def _revision() -> str | None:
     return made.stdout.strip() or None
 
 
-def _filesystem(directory: Path) -> str:
+def filesystem(directory: Path) -> str:
     """The type of the longest mount point that `directory` is beneath."""
     directory = directory.resolve()
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from support.postgres import required_binaries
+
 pytestmark = pytest.mark.crash
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,3 +56,17 @@ def test_what_waits(tmp_path: Path) -> None:
     for each in (many, one):
         assert each["broker_full"]["rss_mb"] > 10
         assert each["restart_seconds"] > 0
+
+
+def test_one_x(tmp_path: Path) -> None:
+    required_binaries()
+    found = bench("one-x", 300, tmp_path)
+    ways = ["one at a time", "pipelined", "batches"]
+    assert [(each["catalog"], each["published"]) for each in found["results"]] == [
+        (catalog, way) for catalog in ("postgresql", "sqlite") for way in ways
+    ]
+    for each in found["results"]:
+        assert each["messages"] == 300
+        assert each["published_per_second"] > 0
+        assert each["messages_per_second"] > 0
+        assert each["metadata_rows_behind"] >= 0
