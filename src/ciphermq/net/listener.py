@@ -200,7 +200,9 @@ class Listener:
         self._clients[channel] = ""
         channel.on_end(partial(self._forget, channel))
         try:
-            client = client_id_of(channel.peer_certificate)
+            # Who names no protocol speaks 1.x, if that is let in at all, and 1.x knows no usages.
+            required = channel.protocol is not None or None not in self._sessions
+            client = client_id_of(channel.peer_certificate, usage_required=required)
             start = self._start_of(channel, client)
         except CertificateError as error:
             self._turn_away(channel, AccessRefused(str(error)))
