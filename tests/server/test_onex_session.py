@@ -1,4 +1,4 @@
-"""The 1.x line protocol against a real broker: each command, each fault of 1.x, the order of replies."""
+"""The 1.x line protocol against a real broker: its commands, its faults, the order of replies."""
 
 from __future__ import annotations
 

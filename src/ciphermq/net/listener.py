@@ -200,9 +200,9 @@ class Listener:
         self._clients[channel] = ""
         channel.on_end(partial(self._forget, channel))
         try:
-            # Certificates of 1.x have no extended key usage; who speaks cmq/2 must have one.
-            named = channel.protocol is not None
-            client = client_id_of(channel.peer_certificate, usage_required=named)
+            # Who names no protocol speaks 1.x, if that is let in at all, and 1.x knows no usages.
+            required = channel.protocol is not None or None not in self._sessions
+            client = client_id_of(channel.peer_certificate, usage_required=required)
             start = self._start_of(channel, client)
         except CertificateError as error:
             self._turn_away(channel, AccessRefused(str(error)))
