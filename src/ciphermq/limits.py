@@ -131,10 +131,10 @@ KEEPALIVE_IDLE: Final = 30
 holds must return."""
 
 KEEPALIVE_INTERVAL: Final = 10
-"""Seconds between TCP's questions."""
+"""Seconds between such questions."""
 
-KEEPALIVE_PROBES: Final = 3
-"""Questions that stay unanswered before the peer is dead: a minute in all."""
+KEEPALIVE_COUNT: Final = 3
+"""Unanswered ones, and the peer is dead."""
 
 MAX_BATCH_LINE: Final = 12 * MIB
 """A ``publish_batch``: `MAX_ONEX_BATCH` messages as small as those that 1.x was measured with."""

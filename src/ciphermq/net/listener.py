@@ -267,7 +267,7 @@ def _keep_alive(sock: socket.socket) -> None:
     for name, value in (
         ("TCP_KEEPIDLE", limits.KEEPALIVE_IDLE),
         ("TCP_KEEPINTVL", limits.KEEPALIVE_INTERVAL),
-        ("TCP_KEEPCNT", limits.KEEPALIVE_PROBES),
+        ("TCP_KEEPCNT", limits.KEEPALIVE_COUNT),
     ):
         if hasattr(socket, name):  # not every system can set it for one socket
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
