@@ -58,6 +58,17 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _rounds(directory: Path, kind: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The middle one of several rounds, and how fast each was: a disk has its moods."""
+    rounds = [
+        _throughput(directory / f"inbox-{kind}-{number}", kind, options.messages)
+        for number in range(options.rounds)
+    ]
+    rounds.sort(key=lambda each: each["messages_per_second"])
+    rates = [each["messages_per_second"] for each in rounds]
+    return {**rounds[len(rounds) // 2], "rounds_messages_per_second": rates}
+
+
 def _throughput(directory: Path, kind: str, messages: int) -> dict[str, Any]:
     with Stage(directory, ["alice", "bob"], port=free_port()) as stage:
         broker = stage.broker()

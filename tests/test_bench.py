@@ -19,7 +19,7 @@ def bench(topic: str, messages: int, directory: Path) -> dict[str, Any]:
     made = subprocess.run(
         [
             *(sys.executable, "-m", "bench", topic, "--json"),
-            *("--messages", str(messages), "--directory", str(directory)),
+            *("--messages", str(messages), "--rounds", "1", "--directory", str(directory)),
         ],
         cwd=ROOT,
         capture_output=True,
