@@ -44,7 +44,7 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
         "fdatasync_of_4096_bytes": machine.percentiles(machine.sync_times(directory)),
         "synced_mb_per_second": machine.sync_speed(directory),
     }
-    results = [_throughput(directory / f"inbox-{kind}", kind, options.messages) for kind in INBOXES]
+    results = [_rounds(directory, kind, options) for kind in INBOXES]
     return {
         "measured": "messages sealed, signed, sent over mTLS, synced, confirmed, delivered, "
         "verified, opened, acked; sender, broker and receiver are a process each",
