@@ -42,11 +42,9 @@ def place(path: Path, line: int | None = None) -> str:
 
 
 def lines_with(pattern: str, paths: list[Path]) -> list[str]:
-    """Where `pattern` occurs, but for this file, which has to spell it."""
+    """Where `pattern` occurs."""
     found = []
     for path in paths:
-        if path == Path(__file__).resolve():
-            continue
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
@@ -85,7 +83,8 @@ def test_public_functions_and_classes_say_what_they_do() -> None:
 
 
 def test_nothing_is_left_unfinished() -> None:
-    words = r"NotImplementedError|\bTODO\b|\bFIXME\b|\bXXX\b|pragma: no cover|mark\.(skip|xfail)\b"
+    # Spelt so that this line does not find itself.
+    words = r"Not[I]mplementedError|\b(TOD[O]|FIXM[E]|XX[X])\b|no cove[r]|mark\.(ski[p]|xfai[l])\b"
     assert lines_with(words, [path for path in tree() if path.suffix == ".py"]) == []
 
 
