@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,6 +35,7 @@ def register(app: typer.Typer) -> None:
     group.command()(with_access(fingerprint))
     group.command()(with_access(trust))
     group.command()(with_access(renew))
+    group.command()(make)
     app.add_typer(group, name="keys")
 
 
@@ -224,6 +226,25 @@ def renew(
         )
     if failure is not None:
         raise typer.Exit(exit_status(failure))
+
+
+def make(
+    out: Annotated[
+        Path, typer.Option("--out", help="Where to; made when missing.", show_default=False)
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Make a pair of X25519 keys as receivers of CipherMQ 1.x have them, in two files."""
+    from ciphermq.custody import onex
+
+    key = onex.OnexKey.create(out)
+    private, public = out / onex.PRIVATE_FILE, out / onex.PUBLIC_FILE
+    digest = onex.fingerprint(key.public_key)
+    if as_json:
+        print_json({"private": str(private), "public": str(public), "fingerprint": digest})
+        return
+    print(f"Made {private} (secret) and {public}.")
+    print(f"Its fingerprint, for senders to compare:\n  {digest}")
 
 
 # --- helpers --------------------------------------------------------------------------------------
