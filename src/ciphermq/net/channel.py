@@ -106,6 +106,11 @@ class Channel(asyncio.BufferedProtocol):
         return f"the {self.role.peer.value} at {self.peer}"
 
     @property
+    def ended(self) -> bool:
+        """Whether the peer has ended its side in order (close_notify); TCP may still be up."""
+        return self._pump.ended
+
+    @property
     def records(self) -> int:
         """TLS records of the direction that has had more."""
         return max(self._pump.records_in, self._pump.records_out)

@@ -185,6 +185,8 @@ class LineLink:
         if machine.fault is not None:
             self.fail(machine.fault)
         self._end_in_time()
+        if self._channel.ended:  # it waits for our side to end too, and reads no reply
+            self.close()
         if self.behind:
             self._read(paused=self._paused, stopped=True)
 

@@ -164,6 +164,8 @@ class OnexSession:
                 await self.consuming.consume(queue)
                 return (Said.SUBSCRIBED,)
             case speech.Fetch(queue):
+                # What was published before is durable then, and can be had.
+                await self._answers.turn(answer)
                 return (await self.consuming.fetch(queue),)
             case speech.Resend(message_id):
                 return (await self._resend(message_id),)

@@ -1,0 +1,170 @@
+"""The client programs of 1.x against the server itself, which is killed on the way.
+
+The server is a process of its own, on a configuration and certificates as 1.x has them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from ciphermq.cli.processes import Process, free_port
+from interop.onex_clients import (
+    TLS_1_2,
+    TLS_1_3,
+    Binding,
+    PipelinedSender,
+    Place,
+    Receiver,
+    Sender,
+)
+from support.onex_certificates import make_certificates
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
+
+BINDING = Binding("receiver_1_queue", "CipherMQ_exchange", "receiver_1_key")
+PRIVATE = bytes(range(32))
+VERSIONS = {TLS_1_2: "TLS 1.2", TLS_1_3: "TLS 1.3"}
+
+
+class Server:
+    """One that comes back on its port with what is on its disk."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = free_port()
+        make_certificates(directory / "certs", "sender_1", "sender_2", "receiver_1")
+        self.config = directory / "config.toml"
+        self.config.write_text(f"""
+[server]
+address = "127.0.0.1:{self.port}"
+connection_type = "tls"
+
+[tls]
+cert_path = "certs/server.crt"
+key_path = "certs/server.key"
+ca_cert_path = "certs/ca.crt"
+
+[logging]
+level = "info"
+info_file_path = "logs/server_info.log"
+debug_file_path = "logs/server_debug.log"
+error_file_path = "logs/server_error.log"
+rotation = "daily"
+max_size_mb = 100
+
+[encryption]
+algorithm = "x25519_chacha20_poly1305"
+aes_key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+""")
+        self.process: Process
+
+    async def start(self) -> None:
+        log = self.directory / "output"
+        words = ["server", "--config", str(self.config)]
+        environment = {"CIPHERMQ_STORAGE__RESERVE_MB": "1"}
+        self.process = Process("server", words, log=log, environment=environment)
+        await asyncio.to_thread(self.process.wait_for, "ciphermq ready on")
+
+    async def kill(self) -> None:
+        """And start anew."""
+        self.process.kill()
+        await self.start()
+
+    def place(self, name: str, tls: object) -> Place:
+        certs = self.directory / "certs"
+        mine = certs / "clients" / name
+        files = (certs / "ca.crt", mine / "client.crt", mine / "client.key")
+        return Place(self.port, *files, tls=tls)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    found = Server(tmp_path)
+    yield found
+    found.process.kill()
+
+
+@asynccontextmanager
+async def receiving(receiver: Receiver) -> AsyncIterator[None]:
+    task = asyncio.create_task(receiver.run())
+    try:
+        await until(lambda: "Subscribed to queue" in receiver.heard)
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def send_and_kill(server: Server, sender: Sender, receiver: Receiver, count: int) -> None:
+    """So many messages, two kills in their midst; what came must be what was sent."""
+    await server.start()
+    async with receiving(receiver):
+        texts = [f"message {number}: 21.5 °C" for number in range(count)]
+        sending = asyncio.create_task(sender.run(texts))
+        for part in (3, 3 / 2):
+            await until(lambda part=part: len(receiver.received) > count / part)  # type: ignore[misc]
+            assert not sending.done()
+            await server.kill()
+        await sending
+        await until(lambda: len(receiver.received) >= count)
+        # What was acked may still be on its way.
+        await asyncio.sleep(0.2)
+    assert sender.given_up == sender.replies == []
+    assert dict(receiver.received) == sender.sent
+    assert sorted(text for _, text in receiver.received) == sorted(texts)
+    assert receiver.connections >= 3
+    await nothing_left(server, receiver, set(receiver.repeated))
+
+
+async def nothing_left(server: Server, receiver: Receiver, unacked: set[str]) -> None:
+    """Only what was given twice can be left in the queue: 1.x acks nothing a second time. A new
+    receiver, which has seen nothing, empties it."""
+    fresh = Receiver(
+        receiver.place, receiver.name, BINDING, PRIVATE, receiver.version, pause=receiver.pause
+    )
+    async with receiving(fresh):
+        await asyncio.sleep(0.3)
+        left = {message_id for message_id, _ in fresh.received}
+        assert left <= unacked
+        if left:
+            await until(lambda: len(confirmed(fresh)) == len(left))
+    assert fresh.repeated == []
+    del server
+
+
+def confirmed(receiver: Receiver) -> list[str]:
+    return [line for line in receiver.heard if line.startswith("ACK_CONFIRMED ")]
+
+
+@pytest.mark.parametrize("tls", VERSIONS, ids=VERSIONS.values())
+@pytest.mark.parametrize("version", ["1.4.0", "1.4", "1.5"])
+async def test_none_is_lost_and_none_shown_twice(server: Server, tls: object, version: str) -> None:
+    kind = PipelinedSender if version == "1.5" else Sender
+    place = server.place("sender_1", tls)
+    sender = kind(place, "sender_1", "receiver_1", BINDING, version, tries=50, pause=0.05)
+    place = server.place("receiver_1", tls)
+    receiver = Receiver(place, "receiver_1", BINDING, PRIVATE, version, pause=0.05)
+    await send_and_kill(server, sender, receiver, 1000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tls", VERSIONS, ids=VERSIONS.values())
+async def test_ten_thousand(server: Server, tls: object) -> None:
+    place = server.place("sender_1", tls)
+    sender = PipelinedSender(place, "sender_1", "receiver_1", BINDING, "1.5", tries=50, pause=0.05)
+    place = server.place("receiver_1", tls)
+    receiver = Receiver(place, "receiver_1", BINDING, PRIVATE, "1.5", pause=0.05)
+    await send_and_kill(server, sender, receiver, 10_000)
