@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from ciphermq import limits
 from ciphermq.client import layout
 from ciphermq.client.layout import IdentitySettings
+from ciphermq.client.onex import OnexReader
 from ciphermq.client.ownkeys import OwnKeys
 from ciphermq.client.trust import TrustFile
 from ciphermq.custody import disk
@@ -54,6 +55,8 @@ class Identity:
         self.signer = FileSigner(key, (self.certificate.public_bytes(Encoding.DER),))
         self.keys = OwnKeys(path / layout.SEALING, secret)
         self.trust = TrustFile(path / layout.TRUST)
+        self.onex = OnexReader.load(path, self.settings.one_x, self.keyring)
+        """Opens messages of CipherMQ 1.x; None: it takes none."""
         self._secret = secret
 
     @classmethod
