@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
+import secrets
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nacl import bindings
 
 from ciphermq.client import Client, Identity, Inbox
 from ciphermq.client.layout import IdentitySettings
 from ciphermq.client.onex import OnexReader
 from ciphermq.custody.onex import OnexKey
-from ciphermq.errors import ConfigError, IdentityError
+from ciphermq.errors import (
+    ConfigError,
+    IdentityError,
+    KeyNotPinned,
+    PinnedKeyChanged,
+    UnknownReceiver,
+)
 from interop.onex_clients import (
     Binding,
     PipelinedSender,
     Place,
+    Receiver,
     Sender,
     connect,
     encode,
@@ -189,6 +200,80 @@ async def publish(
     reply: str = await lines.ask(f"publish shop orders {json.dumps(message)}")
     await lines.close()
     return reply
+
+
+# --- sealing for 1.x ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "settings"),
+    [
+        ("1.4.0", {"dialect": '"ciphermq-1.4"', "separate_tag": "true"}),
+        ("1.4", {"dialect": '"ciphermq-1.4"'}),
+        ("1.5", {"dialect": '"ciphermq-1.5"'}),
+    ],
+)
+async def test_what_is_sealed_here_a_1x_receiver_reads(
+    deployment: Deployment, broker: Broker, join: Any, version: str, settings: dict[str, object]
+) -> None:
+    enable(deployment, "alice", **settings)
+    private = secrets.token_bytes(32)
+    queue = Binding("bobs", "shop", "orders")
+    receiver = Receiver(place(deployment, broker, "bob"), "bob", queue, private, version)
+    task = asyncio.create_task(receiver.run())
+    await broker.until(lambda _: "Subscribed to queue" in receiver.heard)
+    alice: Client = await join("alice")
+    fingerprint = hashlib.sha256(bindings.crypto_scalarmult_base(private)).digest()
+    alice.identity.trust.trust_onex("bob", fingerprint)
+    sent = [
+        (await alice.onex.send("bob", text, exchange="shop", routing_key="orders"), text)
+        for text in TEXTS[:3]
+    ]
+    await broker.until(lambda _: len(receiver.received) == 3)
+    assert receiver.received == sent
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_nothing_is_sealed_to_a_key_that_nobody_pinned(
+    deployment: Deployment, broker: Broker, join: Any
+) -> None:
+    enable(deployment, "alice")
+    key = OnexKey.create(deployment.home / "elsewhere")
+    alice: Client = await join("alice")
+    with pytest.raises(UnknownReceiver):
+        await alice.onex.send("bob", "for bob")
+    await register(deployment, broker, "bob", key)
+    with pytest.raises(KeyNotPinned):
+        await alice.onex.send("bob", "for bob")
+    alice.identity.trust.trust_onex("bob", bytes(32))
+    with pytest.raises(PinnedKeyChanged):
+        await alice.onex.send("bob", "for bob")
+    assert broker.counter("publishes") == 0
+
+
+async def test_a_dialect_must_be_said(
+    deployment: Deployment, broker: Broker, alice: Client
+) -> None:
+    with pytest.raises(ConfigError, match=r"one_x\.dialect"):
+        await alice.onex.send("bob", "for bob")
+
+
+async def test_a_key_is_given_out_to_1x_senders(
+    deployment: Deployment, broker: Broker, join: Any
+) -> None:
+    enable(deployment, "bob")
+    bob: Client = await join("bob")
+    await bob.register_key()
+    await bob.onex.register_key()
+    sender = await send(deployment, broker, texts=["from 1.x"])
+    async with bob.receiver(limit=1, timeout=10) as messages:
+        assert [each.headers["message_id"] async for each in messages] == list(sender.sent)
+
+
+async def test_none_is_given_out_where_it_is_not_enabled(broker: Broker, alice: Client) -> None:
+    with pytest.raises(ConfigError, match="enable"):
+        await alice.onex.register_key()
 
 
 # --- the key and the settings ---------------------------------------------------------------------

@@ -36,6 +36,7 @@ def register(app: typer.Typer) -> None:
     group.command()(with_access(trust))
     group.command()(with_access(renew))
     group.command()(make)
+    group.command()(with_access(offer))
     app.add_typer(group, name="keys")
 
 
@@ -149,6 +150,10 @@ def trust(
             show_default=False,
         ),
     ] = None,
+    one_x: Annotated[
+        bool,
+        typer.Option("--one-x", help="The fingerprint is of NAME's key for CipherMQ 1.x."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Believe that NAME has the certificate key it shows now: after comparing fingerprints.
@@ -156,7 +161,18 @@ def trust(
     With --fingerprint that key is trusted, and no other; the broker is not asked.
     """
     from ciphermq.directory import records
+    from ciphermq.errors import UsageError
 
+    if one_x:
+        if fingerprint is None:
+            raise UsageError("nobody vouches for a key of CipherMQ 1.x: say --fingerprint")
+        digest = records.parse_fingerprint(fingerprint)
+        _trust_file(access).trust_onex(name, digest)
+        if as_json:
+            print_json({"client": name, "one_x_key": digest.hex(), "trusted": "by hand"})
+        else:
+            print(f"Trusted from now on as the 1.x key of {name}:\n  {digest.hex()}")
+        return
     if fingerprint is not None:
         digest = records.parse_fingerprint(fingerprint)
         trust_file = _trust_file(access)
@@ -245,6 +261,28 @@ def make(
         return
     print(f"Made {private} (secret) and {public}.")
     print(f"Its fingerprint, for senders to compare:\n  {digest}")
+
+
+def offer(access: Access, as_json: JsonOption = False) -> None:
+    """Give out one's key for messages of CipherMQ 1.x, so that its senders can seal to it.
+
+    For an identity whose identity.toml enables [one_x], at a broker that does too.
+    """
+    from ciphermq.custody import onex
+
+    identity = load_identity(access)
+
+    async def work() -> None:
+        async with connected(access, identity) as client:
+            await client.onex.register_key()
+
+    run(work())
+    reader = identity.onex
+    digest = onex.fingerprint(reader.key.public_key) if reader is not None else None
+    if as_json:
+        print_json({"client": identity.name, "fingerprint": digest})
+        return
+    print(f"Registered the 1.x key of {identity.name}. Its fingerprint:\n  {digest}")
 
 
 # --- helpers --------------------------------------------------------------------------------------

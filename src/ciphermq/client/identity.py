@@ -140,14 +140,17 @@ class Identity:
         """Sentences about what ends soon, or has ended."""
         return layout.warnings(self.path, now_ms)
 
-    def ssl_context(self) -> ssl.SSLContext:
-        """For connecting to the broker: TLS 1.3, own certificate, the broker's checked."""
+    def ssl_context(self, *, onex: bool = False) -> ssl.SSLContext:
+        """For connecting to the broker: TLS 1.3, own certificate, the broker's checked.
+
+        `onex`: to talk to it as clients of CipherMQ 1.x do."""
         return tls.client_context(
             certificate=self.path / layout.CERTIFICATE,
             key=self.path / layout.KEY,
             authority=self.path / layout.AUTHORITY,
             revocations=self.path / layout.REVOCATION_LIST,
             passphrase=self._secret.decode() if self._secret else None,
+            protocols=() if onex else (tls.ALPN,),
         )
 
     def key_record(self, now_ms: int) -> bytes:
