@@ -26,6 +26,9 @@ def main() -> None:
     parser.add_argument(
         "--messages", type=int, default=1_000_000, help="1 KiB messages a measurement (%(default)s)"
     )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of a throughput; the middle one counts (%(default)s)"
+    )
     parser.add_argument("--directory", type=Path, help="where to work: its disk is measured too")
     options = parser.parse_args()
     if unknown := set(options.topic) - set(TOPICS):

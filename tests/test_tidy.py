@@ -42,11 +42,9 @@ def place(path: Path, line: int | None = None) -> str:
 
 
 def lines_with(pattern: str, paths: list[Path]) -> list[str]:
-    """Where `pattern` occurs, but for this file, which has to spell it."""
+    """Where `pattern` occurs."""
     found = []
     for path in paths:
-        if path == Path(__file__).resolve():
-            continue
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
@@ -85,13 +83,15 @@ def test_public_functions_and_classes_say_what_they_do() -> None:
 
 
 def test_nothing_is_left_unfinished() -> None:
-    words = r"NotImplementedError|\bTODO\b|\bFIXME\b|\bXXX\b|pragma: no cover|mark\.(skip|xfail)\b"
+    # Spelt so that this line does not find itself.
+    words = r"Not[I]mplementedError|\b(TOD[O]|FIXM[E]|XX[X])\b|no cove[r]|mark\.(ski[p]|xfai[l])\b"
     assert lines_with(words, [path for path in tree() if path.suffix == ".py"]) == []
 
 
 def test_no_download_address_is_in_the_tree() -> None:
-    options = r"--(extra-)?index-url[ =]|--find-links[ =]|--trusted-host[ =]"
-    assert lines_with(options, list(tree())) == []
+    # Each in two parts, so that not even this file has one.
+    options = ("index" + "-url", "find" + "-links", "trusted" + "-host")
+    assert lines_with(rf"--(extra-)?({'|'.join(options)})\b", list(tree())) == []
     locked = [path for path in tree() if path.parent.name == "requirements"]
     assert locked
     assert lines_with(r"\w+://", locked) == []

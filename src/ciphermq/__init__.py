@@ -22,7 +22,8 @@ from ciphermq.version import __version__
 
 if TYPE_CHECKING:
     from ciphermq import errors, sync
-    from ciphermq.client.connection import Client, connect
+    from ciphermq.client.connecting import connect
+    from ciphermq.client.connection import Client
     from ciphermq.client.identity import Identity
     from ciphermq.client.inbox import Inbox
     from ciphermq.client.messages import Batch, Message

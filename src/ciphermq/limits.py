@@ -126,9 +126,15 @@ MAX_ONEX_COMMANDS: Final = 1000
 """Commands of one 1.x connection that wait for their turn or their answer: more aren't read. Those
 clients have 100 in flight."""
 
-KEEPALIVE: Final = (30, 10, 3)
-"""Seconds of silence until TCP asks for a sign of life, seconds between questions, and how many
-stay unanswered: 1.x has no heartbeat, and what a dead peer holds must return."""
+KEEPALIVE_IDLE: Final = 30
+"""Seconds of silence until TCP asks for a sign of life: 1.x has no heartbeat, and what a dead peer
+holds must return."""
+
+KEEPALIVE_INTERVAL: Final = 10
+"""Seconds between such questions."""
+
+KEEPALIVE_COUNT: Final = 3
+"""Unanswered ones, and the peer is dead."""
 
 MAX_BATCH_LINE: Final = 12 * MIB
 """A ``publish_batch``: `MAX_ONEX_BATCH` messages as small as those that 1.x was measured with."""

@@ -108,6 +108,8 @@ def test_peek_shows_what_can_be_seen_without_a_key(tmp_path: Path, capsys: Captu
     assert cells[:2] + cells[3:6] == [row["batch_id"], "2", "alice", "bob", "-"]
     assert run_json(capsys, "purge", "bob", "--yes") == (0, {"queue": "bob", "messages": 2})
     assert run_json(capsys, "peek", "bob") == (0, [])
+    assert run_json(capsys, "peek", "bob", "--count", "100") == (0, [])
+    assert run_json(capsys, "peek", "bob", "--count", "101")[0] == 2  # before anybody is asked
 
 
 def test_dead_letters_are_listed_and_put_back(tmp_path: Path, capsys: Capture) -> None:

@@ -18,6 +18,7 @@ from ciphermq.cli.main import run
 from cli.live import broker, deployment, receive, send
 from cli.stored import run_json
 from support.broker import Broker
+from support.deployment import make_deployment
 
 Capture = pytest.CaptureFixture[str]
 
@@ -210,15 +211,32 @@ class TestExec:
         assert run_json(capsys, "queues", "list", "bob")[1][0]["messages_ready"] == 0
 
     def test_another_status_gives_the_message_back(self, tmp_path: Path, capsys: Capture) -> None:
-        (tmp_path / "in").write_bytes(b"bad\ngood\n")
+        (tmp_path / "in").write_bytes(b"late\ngood\n")
         assert send("bob", tmp_path / "in") == 0
         out = tmp_path / "out"
-        command = f"read x; echo $x $CIPHERMQ_REDELIVERIES >> {out}; test $x = good"
+        command = f"read x; echo $x $CIPHERMQ_REDELIVERIES >> {out}; test $x$CIPHERMQ_REDELIVERIES"
         capsys.readouterr()
-        assert run(["receive", "--exec", command, "--count", "3", "-i", "bob"]) == 0
-        assert out.read_text().splitlines() == ["bad 0", "good 0", "bad 1"]
-        said = capsys.readouterr().err
-        assert len(re.findall(r"ended with status 1; the message comes again", said)) == 2
+        assert run(["receive", "--exec", f"{command} != late0", "--count", "2", "-i", "bob"]) == 0
+        assert out.read_text().splitlines() == ["late 0", "good 0", "late 1"]
+        out, err = capsys.readouterr()
+        assert out == "2 messages received\n"
+        assert len(re.findall(r"ended with status 1; the message comes again", err)) == 1
+
+    def test_what_no_command_has_done_was_not_received(self, plain: Path, capsys: Capture) -> None:
+        assert send("bob", plain) == 0
+        capsys.readouterr()
+        assert receive("--exec", "test $CIPHERMQ_REDELIVERIES = 7", "-n", "1") == 1
+        out, err = capsys.readouterr()
+        assert out == "0 messages received\n"
+        assert "0 of 1 messages came: no other came within 0.3 s" in err
+        assert run_json(capsys, "queues", "list", "bob")[1][0]["messages_ready"] == 6
+
+    def test_no_command_runs_beyond_the_count(self, plain: Path, tmp_path: Path, capsys: Capture):
+        assert send("bob", plain) == 0
+        command = f"cat >> {tmp_path / 'out'}"
+        assert receive("--exec", command, "-n", "2", "--prefetch", "100") == 0
+        assert (tmp_path / "out").read_text() == "one\n\n"
+        assert run_json(capsys, "queues", "list", "bob")[1][0]["messages_ready"] == 4
 
     def test_the_inbox_keeps_what_is_done_from_the_command(self, tmp_path: Path) -> None:
         (tmp_path / "in").write_bytes(b"one\ntwo\n")
@@ -258,14 +276,97 @@ def test_what_makes_no_sense(file: Path, capsys: Capture, words: list[str], why:
 @pytest.mark.usefixtures("broker")
 def test_an_input_that_can_not_be_read(tmp_path: Path, capsys: Capture, name: str) -> None:
     status, said = run_json(capsys, "send", "bob", tmp_path / name, "-i", "alice")
-    assert (status, said["error"]) == (1, "system")
+    assert (status, said["error"]) == (2, "usage")
     assert str(tmp_path / name) in said["message"]
 
 
+# --- a broker that is away ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", [["send", "bob", "{in}", "-i", "alice"], ["receive", "-i", "bob"], ["queues"]]
+)
 @pytest.mark.usefixtures("deployment")
-def test_nobody_listens(file: Path, capsys: Capture) -> None:
-    status, said = run_json(capsys, "send", "bob", file, "-i", "alice")
+def test_nobody_listens(file: Path, capsys: Capture, words: list[str]) -> None:
+    unpatient = [] if words == ["queues"] else ["--wait-for-broker", "0"]
+    given = [word.replace("{in}", str(file)) for word in words]
+    status, said = run_json(capsys, *given, *unpatient)
     assert (status, said["error"]) == (4, "connect-failed")
+
+
+@pytest.mark.parametrize(
+    ("words", "limit"),
+    [
+        (["send", "bob", "{in}", "-i", "alice", "--confirm-timeout", "0.3"], "0.3"),
+        (["send", "bob", "{in}", "-i", "alice", "--wait-for-broker", "0.2"], "0.2"),
+        (["receive", "-i", "bob", "--idle-timeout", "0.3"], "0.3"),
+        (["receive", "-i", "bob", "--wait-for-broker", "0.2"], "0.2"),
+    ],
+)
+@pytest.mark.usefixtures("deployment")
+def test_a_broker_that_stays_away_is_told_of_at_once_and_at_the_end(
+    file: Path, capsys: Capture, words: list[str], limit: str
+) -> None:
+    assert run([word.replace("{in}", str(file)) for word in words]) == 4
+    why = "nothing listens at 127.0.0.1:1: is the server running?"
+    assert capsys.readouterr().err.splitlines() == [
+        f"ciphermq: waiting for the broker, {limit} s at most: {why}",
+        f"ciphermq: {why}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (f"cmq://{'.'.join(['nowhere' * 8] * 6)}", (4, "host-unknown")),  # longer than a name is
+        ("http://localhost", (2, "usage")),
+        ("cmq://two..dots", (2, "usage")),
+    ],
+)
+@pytest.mark.usefixtures("deployment")
+def test_a_wrong_address_is_not_waited_for(
+    file: Path, capsys: Capture, url: str, expected: tuple[int, str]
+) -> None:
+    for words in (["send", "bob", file, "-i", "alice"], ["receive", "-i", "bob"]):
+        status, said = run_json(capsys, *words, "--url", url)
+        assert (status, said["error"]) == expected
+
+
+@pytest.mark.usefixtures("broker")
+def test_a_broker_of_another_authority_is_not_waited_for(
+    tmp_path: Path, file: Path, capsys: Capture
+) -> None:
+    stranger = make_deployment(tmp_path / "other", ["alice"])
+    for words in (["send", "bob", file], ["receive"]):
+        status, said = run_json(capsys, *words, "-i", stranger.identity("alice"))
+        assert (status, said["error"]) == (4, "tls-failed")
+
+
+# --- a broker that takes nothing ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [(), ("--outbox", "{outbox}")])
+@pytest.mark.usefixtures("broker")
+def test_a_queue_that_stays_full_is_the_reason(
+    plain: Path, tmp_path: Path, capsys: Capture, more: tuple[str, ...]
+) -> None:
+    assert run(["queues", "declare", "small", "--max-messages", "1", "-i", "bob"]) == 0
+    words = [word.replace("{outbox}", str(tmp_path / "outbox")) for word in more]
+    status, said = run_json(
+        capsys,
+        "send",
+        "bob",
+        plain,
+        "--queue",
+        "small",
+        "--confirm-timeout",
+        "0.72",
+        *words,
+        "-i",
+        "alice",
+    )
+    assert (status, said["error"]) == (3, "queue-full")
+    assert re.search(r"within 0\.72 s.*refuses it for now: .*'small' is full", said["message"])
 
 
 @pytest.mark.usefixtures("broker")

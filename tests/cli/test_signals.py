@@ -109,6 +109,52 @@ def test_ctrl_c_ends_a_sender_that_waits_for_input(
     assert sender.end(signal.SIGINT) == (130, b"", b"ciphermq: 1 message confirmed\n")
 
 
+def test_commands_that_start_before_the_broker_wait_for_it(
+    commands: list[Command],
+    deployment: Deployment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    where = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("CIPHERMQ_URL", f"cmq://{where}")
+    address = {"CIPHERMQ_SERVER__ADDRESS": where}
+    words = ["server", "--config", str(deployment.config)]
+    server = Process("server", words, log=tmp_path / "log", environment=address)
+    try:
+        server.wait_for("ciphermq ready")
+        assert run(["keys", "renew", "--identity", "bob"]) == 0
+        server.kill()
+
+        receiver = Command("receive", "-n", "1", identity="bob")
+        sender = Command("send", "bob", "--json", identity="alice")
+        for command, most in (receiver, b""), (sender, b", 60 s at most"):
+            commands.append(command)
+            assert command.popen.stderr is not None
+            why = b"nothing listens at %s: is the server running?" % where.encode()
+            said = b"ciphermq: waiting for the broker%s: %s\n" % (most, why)
+            assert command.popen.stderr.readline() == said
+        server = Process("server", words, log=tmp_path / "log", environment=address)
+        out, err = sender.popen.communicate(b"hello\n", timeout=30)
+        assert (json.loads(out)["confirmed"], err) == (1, b"")
+        assert receiver.line() == b"hello\n"
+        assert receiver.end() == (0, b"", b"")
+        assert server.stop() == 0
+    finally:
+        server.kill()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.usefixtures("deployment")
+def test_a_receiver_that_waits_for_the_broker_can_be_stopped(
+    commands: list[Command], number: signal.Signals, status: int
+) -> None:
+    receiver = Command("receive", identity="bob")
+    commands.append(receiver)
+    assert receiver.popen.stderr is not None
+    assert receiver.popen.stderr.readline().startswith(b"ciphermq: waiting for the broker: ")
+    assert receiver.end(number) == (status, b"", b"")
+
+
 @pytest.mark.usefixtures("broker")
 def test_a_reader_that_leaves_ends_the_receiver(
     commands: list[Command], tmp_path: Path, capsys: Capture

@@ -21,6 +21,7 @@ from ciphermq.errors import (
     BatchExpired,
     BatchTooLarge,
     ConnectionLost,
+    QueueFull,
     StoreError,
     UnknownReceiver,
     Unroutable,
@@ -342,6 +343,40 @@ async def test_an_outbox_is_not_waited_for_longer_than_said(
             road.answers = True
             road.cut()
             assert await alice.drain(outbox, limit=20) == 1
+
+
+async def test_a_queue_that_stays_full_is_the_reason(
+    broker: Broker, alice: Client, bob: Client, path: Path
+) -> None:
+    await bob.declare_queue("small", max_messages=1)
+    with Outbox(path) as outbox:
+        outbox.add(b"fits", to="bob", queue="small")
+        assert await alice.drain(outbox) == 1
+        outbox.add(b"waits", to="bob", queue="small")
+        async with alice.relay(outbox) as relay:
+            assert relay.refusal is None
+            await broker.until(lambda broker: broker.counter("publishes_returned") > 0)
+            with pytest.raises(QueueFull, match=r"within 0\.1 s: the broker refuses it for now"):
+                await relay.drained(0.1)
+            assert isinstance(relay.refusal, QueueFull)
+        assert outbox.promised == 1
+        assert await bob.purge("small") == 1
+        assert await alice.drain(outbox) == 1
+    (message,) = await bob.fetch("small")
+    assert message.payload == b"waits"
+
+
+async def test_a_relay_that_is_closed_does_not_wait_for_what_is_refused(
+    broker: Broker, bob: Client, join: Join, path: Path
+) -> None:
+    alice = await join("alice", close_timeout=3600)
+    await bob.declare_queue("small", max_messages=1)
+    with Outbox(path) as outbox:
+        outbox.add_many([b"fits", b"waits"], to="bob", queue="small")
+        outbox.add(b"waits, too", to="bob", queue="small", ttl=600)
+        async with alice.relay(outbox):
+            await broker.until(lambda broker: broker.counter("publishes_returned") > 0)
+        assert outbox.promised == 3
 
 
 async def test_sealed_batches_are_relayed_by_who_sealed_them(

@@ -191,13 +191,22 @@ def test_what_may_pass_holds_its_own_lane_only(error: QueueFull) -> None:
     assert w.returned(1, error, 10.0) == (mine[0], Verdict.AGAIN)
     w.returned(2, AfterRefusal(""), 10.0)
     w.returned(3, AfterRefusal(""), 10.0)
+    assert w.refusal("mine") is error
+    assert w.refusal("other") is None
+    assert not any(parcel.sent for parcel in (*mine, *other))
     assert [s.parcel for s in drain(w, 10.0)] == other
     w.confirmed(4)
     later = w.next_time()
     assert later is not None
     assert 10.0 < later <= 10.1
     assert [s.parcel for s in drain(w, later)] == mine
-    assert mine[0].refused is error
+    assert w.refusal("mine") is error
+    assert mine[0].sent
+    w.disconnect()
+    assert mine[0].sent  # it may have arrived
+    w.connect(4)
+    w.confirmed(drain(w, later)[-1].seq)
+    assert w.refusal("mine") is None
 
 
 def test_patience_grows_until_the_lane_moves() -> None:

@@ -40,8 +40,12 @@ def test_a_message_is_taken_apart_and_kept_as_it_came() -> None:
         ciphertext="Y2lwaGVydGV4dA==",
         tag=None,
         sent_time="2025-09-08T07:03:00Z",
+        exchange=None,
+        routing_key=None,
         text=text,
     )
+    routed = onex.parse(said(exchange="x", routing_key="k"))
+    assert (routed.exchange, routed.routing_key) == ("x", "k")
 
 
 @pytest.mark.parametrize(

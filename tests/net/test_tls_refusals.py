@@ -15,6 +15,7 @@ from ciphermq.errors import (
     AccessRefused,
     CertificateError,
     ConnectFailed,
+    HostUnknown,
     IdentityError,
     PassphraseError,
     ProtocolNotOffered,
@@ -226,6 +227,27 @@ async def test_a_server_that_speaks_plain_tcp(server, certificates) -> None:
     await plain.wait_closed()
 
 
+async def test_a_peer_that_leaves_before_it_has_said_who_it_is(server, refusals) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.close()
+    await writer.wait_closed()
+    # Whose log would that be? The server's operator has none of a client's.
+    assert "log" not in (await logged(refusals, "ended the connection")).partition("ended")[2]
+
+
+async def test_a_server_that_leaves_in_the_middle_of_the_handshake(server) -> None:
+    async def leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    leaving = await asyncio.start_server(leave, "127.0.0.1", 0)
+    port = leaving.sockets[0].getsockname()[1]
+    with pytest.raises(TlsFailed, match="the server ended the connection; its log says why"):
+        await server.dial(url=f"cmq://127.0.0.1:{port}")
+    leaving.close()
+    await leaving.wait_closed()
+
+
 async def test_a_peer_that_says_nothing(start, refusals) -> None:
     server = start(options=LinkOptions(handshake_timeout=0.1))
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -253,6 +275,9 @@ async def test_nothing_listens_there(server, free_port: int) -> None:
 async def test_a_name_without_an_address(server) -> None:
     with pytest.raises(ConnectFailed, match=r"no address is known for 'nowhere.invalid'"):
         await server.dial(url="cmq://nowhere.invalid:7443")
+    # Longer than a name can be: no name server is asked, so none can be silent.
+    with pytest.raises(HostUnknown, match="no address is known"):
+        await server.dial(url=f"cmq://{'.'.join(['nowhere' * 8] * 6)}")
 
 
 @pytest.mark.parametrize(
@@ -262,6 +287,7 @@ async def test_a_name_without_an_address(server) -> None:
         ("host:7443", "must begin with cmq://"),
         ("cmq://", "the host is missing"),
         ("cmq://host:port", "port"),
+        ("cmq://two..dots", "label"),
         ("cmq://host:99999", "Port"),
         ("cmq://user@host", "only cmq://host:port"),
         ("cmq://host/queue", "only cmq://host:port"),

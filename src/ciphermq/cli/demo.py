@@ -119,16 +119,17 @@ def _show(outcome: Outcome, keep: Path | None, console: Console) -> None:
     ):
         table.add_row(name, value)
     console.print(table)
-    if keep is not None:
-        home = keep / "run" / "deployment"
-        console.print(f"Everything is in {keep}. Have a look around:", highlight=False)
-        console.print(f"  ciphermq server --home {home} &", highlight=False)
-        console.print(f"  ciphermq status --home {home} -i admin", highlight=False)
-        console.print(f"  ciphermq journal stats {home / 'server' / 'data'}", highlight=False)
-    else:
-        console.print(
-            "Where to look next: docs/tutorial/first-queue.md makes a queue of your own in ten "
-            "minutes;\ndocs/explanation/exactly-once.md says why nothing was lost; --keep DIR "
-            "leaves all of this to look at.",
-            highlight=False,
-        )
+    console.print(_where_next(keep), highlight=False, soft_wrap=True)
+
+
+def _where_next(keep: Path | None) -> str:
+    if keep is None:
+        return """Where to look next:
+  docs/tutorial/first-queue.md          makes a queue of your own in ten minutes
+  docs/explanation/exactly-once.md      says why nothing was lost
+  ciphermq demo --keep DIR              leaves all of this to look at"""
+    home = keep / "run" / "deployment"
+    return f"""Everything is in {keep}. Have a look around:
+  ciphermq server --home {home} &
+  ciphermq status --home {home} -i admin
+  ciphermq journal stats {home / "server" / "data"}"""

@@ -24,7 +24,7 @@ from ciphermq.cli import deployment
 from ciphermq.cli.common import HOME_VARIABLE
 from ciphermq.cli.deployment import ADMINISTRATOR
 from ciphermq.client import enrol
-from ciphermq.client.connection import Connecting
+from ciphermq.client.connecting import Connecting
 from ciphermq.errors import Unfinished, WaitTimeout
 
 START_TIMEOUT: Final = 30.0

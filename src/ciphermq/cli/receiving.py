@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
@@ -38,8 +38,7 @@ async def receive_as_planned(access: Access, identity: Identity, plan: Plan) -> 
             stack.callback(output.close)
         _say_what_is_promised(plan)
         try:
-            async with connected(access, identity) as client:
-                await run.receive(client, output)
+            await run.receive(access, identity, output)
         finally:
             if plan.to is not None or plan.command is not None:
                 run.show()
@@ -81,23 +80,42 @@ class _Run:
         self.received = 0
         self.interrupted = False
         self.stop = asyncio.Event()
+        self._waiting: asyncio.Timeout | None = None
+        """For the broker, as long as that is so."""
         self._plan = plan
         self._inbox = inbox
         self._refused = 0
 
-    async def receive(self, client: Client, output: Output | None) -> None:
+    async def receive(self, access: Access, identity: Identity, output: Output | None) -> None:
         """Until a signal, the count or the wait ends it."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._end)
+        loop.add_signal_handler(signal.SIGINT, self._interrupt)
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(None) as self._waiting:
+                    client = await stack.enter_async_context(
+                        connected(access, identity, wait=self._plan.broker_wait)
+                    )
+            except TimeoutError:
+                if not self.stop.is_set():
+                    raise
+                return  # a signal has ended the wait
+            finally:
+                self._waiting = None
+            await self._receive(client, output)
+
+    async def _receive(self, client: Client, output: Output | None) -> None:
         plan = self._plan
+        prefetch = plan.prefetch or limits.DEFAULT_PREFETCH
         receiver = client.receiver(
             plan.queue,
             inbox=self._inbox,
-            prefetch=plan.prefetch or limits.DEFAULT_PREFETCH,
-            limit=plan.count,
+            prefetch=prefetch if plan.count is None else min(prefetch, plan.count),
+            # A command may fail: only the messages that it has done are counted.
+            limit=plan.count if plan.command is None else None,
             name=plan.name,
         )
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self.stop.set)
-        loop.add_signal_handler(signal.SIGINT, self._interrupt)
         linger = _LINGER if plan.to is not None else 0.0
         queue = plan.queue or client.name
         try:
@@ -130,6 +148,9 @@ class _Run:
             status = await execute(self._plan.command or "", message, receiver.renew)
             if status == 0:
                 message.ack()
+                self.received += 1
+                if self.received == self._plan.count:
+                    self.stop.set()
             elif self.interrupted:
                 return  # the command had its Ctrl-C too: that is not its verdict
             else:
@@ -139,7 +160,6 @@ class _Run:
                     file=sys.stderr,
                 )
                 message.nack()
-            self.received += 1
 
     def show(self) -> None:
         """How much came: for runs that have no messages on their standard output."""
@@ -150,8 +170,13 @@ class _Run:
         facts = {"received": self.received, "duplicates_dropped": repeated}
         report(said, facts, as_json=self._plan.as_json)
 
+    def _end(self) -> None:
+        self.stop.set()
+        if self._waiting is not None and not self._waiting.expired():
+            self._waiting.reschedule(0)
+
     def _interrupt(self) -> None:
         if self.interrupted:
             raise KeyboardInterrupt  # asked twice: what is not acknowledged comes again
         self.interrupted = True
-        self.stop.set()
+        self._end()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from ciphermq.cli.access import Access, with_access
+from ciphermq.cli.access import Access, BrokerWaitOption, with_access
 from ciphermq.cli.common import JsonOption
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class Plan:
     outbox: Path | None
     patience: float
     """Seconds to wait for a confirmation."""
+    broker_wait: float
+    """Seconds to wait for a broker that is away at the start."""
 
     @property
     def dressed(self) -> bool:
@@ -98,11 +100,13 @@ def send(
         float,
         typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for a confirmation."),
     ] = _CONFIRM_TIMEOUT,
+    wait_for_broker: BrokerWaitOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Seal each line for its receivers, send it, and wait until the broker has it on disk.
 
     A line keeps the bytes that end it, so that what is received --raw is the file again.
+    A broker that is away is waited for as long as a confirmation.
     """
     from ciphermq.cli.access import load_identity
     from ciphermq.cli.common import check_apart, run
@@ -120,6 +124,7 @@ def send(
         ttl=ttl,
         outbox=outbox,
         patience=confirm_timeout,
+        broker_wait=confirm_timeout if wait_for_broker is None else wait_for_broker,
     )
     run(_send(access, load_identity(access), plan, as_json=as_json))
 
@@ -140,7 +145,7 @@ async def _send(access: Access, identity: Identity, plan: Plan, *, as_json: bool
         run = Sending(plan, source, stack.enter_context(bar("sending", shown=shown)))
         begun = time.monotonic()
         try:
-            async with connected(access, identity) as client:
+            async with connected(access, identity, wait=plan.broker_wait) as client:
                 if outbox is None:
                     await run.at_once(client)
                 else:

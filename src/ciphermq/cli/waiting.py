@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
+from ciphermq import limits
 from ciphermq.cli.access import Access, with_access
 from ciphermq.cli.common import DefaultsToList, JsonOption, YesOption
 
 dead = typer.Typer(cls=DefaultsToList)
 
 QueueArgument = Annotated[str, typer.Argument(metavar="QUEUE", help="The queue's name.")]
-_MOST_PEEKED = 1000
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +43,7 @@ def peek(
     access: Access,
     queue: QueueArgument,
     count: Annotated[
-        int, typer.Option("--count", "-n", min=1, max=_MOST_PEEKED, help="Batches to show.")
+        int, typer.Option("--count", "-n", min=1, max=limits.MAX_PEEK, help="Batches to show.")
     ] = 10,
     as_json: JsonOption = False,
 ) -> None:
@@ -70,7 +70,7 @@ def list_dead(
         ),
     ] = None,
     count: Annotated[
-        int, typer.Option("--count", "-n", min=1, max=_MOST_PEEKED, help="Batches to show.")
+        int, typer.Option("--count", "-n", min=1, max=limits.MAX_PEEK, help="Batches to show.")
     ] = 100,
     as_json: JsonOption = False,
 ) -> None:

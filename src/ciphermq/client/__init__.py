@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from ciphermq.client.connection import Client, connect
+    from ciphermq.client.connecting import connect
+    from ciphermq.client.connection import Client
     from ciphermq.client.identity import Identity
     from ciphermq.client.inbox import Inbox
     from ciphermq.client.messages import Batch, Message
@@ -35,7 +36,7 @@ _HOMES: Final = {
     "Outbox": "outbox",
     "Receiver": "receiver",
     "Sender": "sender",
-    "connect": "connection",
+    "connect": "connecting",
 }
 
 

@@ -157,7 +157,7 @@ class Relay:
         trace: TracebackType | None,
     ) -> None:
         """Seal nothing more, wait a while for the confirmations of what is under way, and note
-        them. The rest stays promised."""
+        them. The rest stays promised, and so does what the broker refuses for now."""
         failure = None
         self._closing = True
         self._moved.set()
@@ -165,8 +165,7 @@ class Relay:
             await asyncio.wait((self._task,), timeout=self._close_timeout)
             self._task.cancel()
             (failure,) = await asyncio.gather(self._task, return_exceptions=True)
-        for parcel in list(self._under_way.values()):
-            self._publisher.abandon(parcel, ConnectionLost("the relay was closed"))
+        self._abandon(list(self._under_way.values()))
         try:
             await self._note()
             await self._in_thread(self._rows.wipe_log)
@@ -211,6 +210,8 @@ class Relay:
                 _log.error("the outbox can't be used for now", reason=str(error))
                 await self._pause(limits.OUTBOX_HOLD)
                 continue
+            if self._closing:
+                self._abandon(self._refused())
             if not self._under_way:
                 if self._closing:
                     return
@@ -356,6 +357,19 @@ class Relay:
             # It goes again, later: before those of its route that have not been sent.
             insort(self._unsent[row.route], row)
             self._fail(row.route, error)
+
+    def _refused(self) -> list[Parcel]:
+        """What is under way and is not stored for certain: the broker takes none of it for now."""
+        refusal = self._publisher.refusal
+        return [
+            parcel
+            for parcel in self._under_way.values()
+            if not parcel.sent and refusal(parcel.lane) is not None
+        ]
+
+    def _abandon(self, parcels: list[Parcel]) -> None:
+        for parcel in parcels:
+            self._publisher.abandon(parcel, ConnectionLost("the relay was closed"))
 
     # --- failing --------------------------------------------------------------------------------
 

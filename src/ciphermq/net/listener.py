@@ -200,7 +200,9 @@ class Listener:
         self._clients[channel] = ""
         channel.on_end(partial(self._forget, channel))
         try:
-            client = client_id_of(channel.peer_certificate)
+            # Who names no protocol speaks 1.x, if that is let in at all, and 1.x knows no usages.
+            required = channel.protocol is not None or None not in self._sessions
+            client = client_id_of(channel.peer_certificate, usage_required=required)
             start = self._start_of(channel, client)
         except CertificateError as error:
             self._turn_away(channel, AccessRefused(str(error)))
@@ -262,8 +264,10 @@ def _listen(where: HostPort) -> socket.socket:
 def _keep_alive(sock: socket.socket) -> None:
     """Have the kernel find out about peers that are gone without a word."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in zip(
-        ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"), limits.KEEPALIVE, strict=True
+    for name, value in (
+        ("TCP_KEEPIDLE", limits.KEEPALIVE_IDLE),
+        ("TCP_KEEPINTVL", limits.KEEPALIVE_INTERVAL),
+        ("TCP_KEEPCNT", limits.KEEPALIVE_COUNT),
     ):
         if hasattr(socket, name):  # not every system can set it for one socket
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

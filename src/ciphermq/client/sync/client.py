@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ciphermq import limits
-from ciphermq.client import connection
+from ciphermq.client import connecting, connection
 from ciphermq.client.fetching import messages_of
 from ciphermq.client.identity import Identity
 from ciphermq.client.inbox import Inbox
@@ -257,10 +257,10 @@ def connect(
     **options: Any,
 ) -> Client:
     """Connect to the broker at `url` as `identity`; `options` as those of
-    `ciphermq.client.connection.connect`. Close the client, or use it in ``with``."""
+    `ciphermq.client.connecting.connect`. Close the client, or use it in ``with``."""
     loop = Loop()
     try:
-        opening = connection.connect(url, identity=identity, **options)
+        opening = connecting.connect(url, identity=identity, **options)
         return Client(loop, loop.run(result_of(opening)))
     except BaseException:
         loop.stop()

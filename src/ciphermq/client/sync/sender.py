@@ -15,6 +15,7 @@ from ciphermq.client.cutting import TOGETHER
 from ciphermq.client.many import Chunk, Progress
 from ciphermq.client.payload import Payload
 from ciphermq.client.sync.loop import Loop, patiently, result_of
+from ciphermq.errors import Refused
 from ciphermq.model.message import OutgoingMessage
 
 T = TypeVar("T")
@@ -130,6 +131,11 @@ class Relay:
     def confirmed(self) -> int:
         """Messages that the broker has confirmed since this relay began."""
         return self._relay.confirmed
+
+    @property
+    def refusal(self) -> Refused | None:
+        """What the broker says for as long as it takes nothing more for some route."""
+        return self._relay.refusal
 
     def drained(self, limit: float | None = None) -> None:
         """Wait until everything that is promised has been confirmed, `limit` seconds at most."""
