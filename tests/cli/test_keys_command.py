@@ -10,6 +10,7 @@ import pytest
 from ciphermq.cli.main import run
 from ciphermq.client import enrol
 from ciphermq.client.identity import Identity
+from ciphermq.custody import onex
 from ciphermq.model import keyrecord
 from ciphermq.pki.verify import key_sha256
 from cli.stored import run_json
@@ -239,3 +240,42 @@ def test_a_broker_that_goes_back_to_an_old_record_is_found_out(
     assert "keys renew" in capsys.readouterr().err
     assert run(["keys", "renew", "--identity", "bob"]) == 0
     assert run(["keys", "show", "bob"]) == 0
+
+
+# --- CipherMQ 1.x ---------------------------------------------------------------------------------
+
+
+def test_a_1x_key_is_trusted_by_its_fingerprint_only(
+    deployment: Deployment, capsys: Capture
+) -> None:
+    assert run(["keys", "trust", "bob", "--one-x"]) == 2
+    assert "--fingerprint" in capsys.readouterr().err
+    digest = "ab" * 32
+    status, told = run_json(capsys, "keys", "trust", "bob", "--one-x", "--fingerprint", digest)
+    assert (status, told["one_x_key"]) == (0, digest)
+    trust = deployment.load("alice").trust
+    assert trust.onex_pin("bob") == digest
+    # It says nothing about the key that bob signs with.
+    assert trust.known("bob") is None
+
+
+def test_a_1x_key_is_offered_only_where_it_is_enabled(
+    deployment: Deployment, broker: None, capsys: Capture
+) -> None:
+    assert run(["keys", "offer"]) == 2
+    assert "enable [one_x]" in capsys.readouterr().err
+
+
+def test_a_1x_key_is_offered(
+    deployment: Deployment, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = deployment.identity("alice")
+    assert run(["keys", "make", "--out", str(directory / "one_x")]) == 0
+    with (directory / "identity.toml").open("a") as file:
+        file.write('\n[one_x]\nenabled = true\ndialect = "ciphermq-1.4"\n')
+    monkeypatch.setenv("CIPHERMQ_ONE_X__ENABLED", "true")
+    with background_broker(deployment) as broker:
+        monkeypatch.setenv("CIPHERMQ_URL", broker.url)
+        status, told = run_json(capsys, "keys", "offer")
+    made = onex.load_public_key(directory / "one_x" / "receiver_public.key")
+    assert (status, told["fingerprint"]) == (0, onex.fingerprint(made))

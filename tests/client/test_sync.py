@@ -14,7 +14,8 @@ import pytest
 
 import ciphermq
 from ciphermq import sync
-from ciphermq.client import connection, receiver, relay, sender
+from ciphermq.client import connection, onexpeers, receiver, relay, sender
+from ciphermq.client.sync import onexpeers as sync_onexpeers
 from ciphermq.errors import (
     ConnectFailed,
     InboxError,
@@ -246,6 +247,7 @@ def test_queues_and_exchanges(bob: sync.Client) -> None:
         (sync.Sender, sender.Sender),
         (sync.Receiver, receiver.Receiver),
         (sync.Relay, relay.Relay),
+        (sync_onexpeers.OnexPeers, onexpeers.OnexPeers),
     ],
 )
 def test_every_name_is_there(face: type, original: type) -> None:

@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     group.command()(crl)
     group.command()(server)
     group.command()(status)
+    group.command()(make)
     app.add_typer(group, name="ca")
 
 
@@ -197,6 +198,45 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     print_fields({**about, **{f"crl_{key}": value for key, value in crl_fields.items()}})
     for sentence in warnings:
         print(f"warning: {sentence}", file=sys.stderr)
+
+
+def make(
+    out: Annotated[Path, typer.Option("--out", help="A new directory.", show_default=False)],
+    clients: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Clients.", show_default=False),
+    ] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Host names and addresses of the server; repeat it for more.  "
+            "[default: localhost, 127.0.0.1, ::1]",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the certificates of a CipherMQ 1.x deployment: authority, server, clients.
+
+    For going on with 1.x clients only. What `ciphermq init` makes is safer in every respect.
+    """
+    from ciphermq.cli.deployment import DEFAULT_HOSTS
+    from ciphermq.pki import onex
+
+    names = clients or []
+    onex.make(out, names, hosts=host or DEFAULT_HOSTS, now_ms=now_ms())
+    files = [out / "ca.crt", out / "server.crt"]
+    files += [out / onex.CLIENTS / name / "client.crt" for name in names]
+    if as_json:
+        print_json({"directory": str(out), "certificates": [str(file) for file in files]})
+        return
+    print("Made, each with its key beside it (.key):")
+    for file in files:
+        print(f"  {file}")
+    print(
+        f"Whoever has {out / 'ca.key'}, which is not encrypted, can be any client: take it away "
+        "from here."
+    )
 
 
 def _about(crl: RevocationList) -> dict[str, Any]:

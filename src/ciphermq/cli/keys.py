@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,6 +35,8 @@ def register(app: typer.Typer) -> None:
     group.command()(with_access(fingerprint))
     group.command()(with_access(trust))
     group.command()(with_access(renew))
+    group.command()(make)
+    group.command()(with_access(offer))
     app.add_typer(group, name="keys")
 
 
@@ -147,6 +150,10 @@ def trust(
             show_default=False,
         ),
     ] = None,
+    one_x: Annotated[
+        bool,
+        typer.Option("--one-x", help="The fingerprint is of NAME's key for CipherMQ 1.x."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Believe that NAME has the certificate key it shows now: after comparing fingerprints.
@@ -154,7 +161,18 @@ def trust(
     With --fingerprint that key is trusted, and no other; the broker is not asked.
     """
     from ciphermq.directory import records
+    from ciphermq.errors import UsageError
 
+    if one_x:
+        if fingerprint is None:
+            raise UsageError("nobody vouches for a key of CipherMQ 1.x: say --fingerprint")
+        digest = records.parse_fingerprint(fingerprint)
+        _trust_file(access).trust_onex(name, digest)
+        if as_json:
+            print_json({"client": name, "one_x_key": digest.hex(), "trusted": "by hand"})
+        else:
+            print(f"Trusted from now on as the 1.x key of {name}:\n  {digest.hex()}")
+        return
     if fingerprint is not None:
         digest = records.parse_fingerprint(fingerprint)
         trust_file = _trust_file(access)
@@ -224,6 +242,47 @@ def renew(
         )
     if failure is not None:
         raise typer.Exit(exit_status(failure))
+
+
+def make(
+    out: Annotated[
+        Path, typer.Option("--out", help="Where to; made when missing.", show_default=False)
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Make a pair of X25519 keys as receivers of CipherMQ 1.x have them, in two files."""
+    from ciphermq.custody import onex
+
+    key = onex.OnexKey.create(out)
+    private, public = out / onex.PRIVATE_FILE, out / onex.PUBLIC_FILE
+    digest = onex.fingerprint(key.public_key)
+    if as_json:
+        print_json({"private": str(private), "public": str(public), "fingerprint": digest})
+        return
+    print(f"Made {private} (secret) and {public}.")
+    print(f"Its fingerprint, for senders to compare:\n  {digest}")
+
+
+def offer(access: Access, as_json: JsonOption = False) -> None:
+    """Give out one's key for messages of CipherMQ 1.x, so that its senders can seal to it.
+
+    For an identity whose identity.toml enables [one_x], at a broker that does too.
+    """
+    from ciphermq.custody import onex
+
+    identity = load_identity(access)
+
+    async def work() -> None:
+        async with connected(access, identity) as client:
+            await client.onex.register_key()
+
+    run(work())
+    reader = identity.onex
+    digest = onex.fingerprint(reader.key.public_key) if reader is not None else None
+    if as_json:
+        print_json({"client": identity.name, "fingerprint": digest})
+        return
+    print(f"Registered the 1.x key of {identity.name}. Its fingerprint:\n  {digest}")
 
 
 # --- helpers --------------------------------------------------------------------------------------

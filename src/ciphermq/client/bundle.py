@@ -23,6 +23,7 @@ from ciphermq import limits
 from ciphermq.client import layout, ownkeys
 from ciphermq.custody import passphrase
 from ciphermq.custody.armour import armour, label_of, strip_armour
+from ciphermq.custody.onex import PRIVATE_FILE, PUBLIC_FILE
 from ciphermq.errors import IdentityError, PassphraseError
 from ciphermq.model import ids
 
@@ -46,6 +47,8 @@ _SECRET_PARTS: Final = {
     layout.TRUST: limits.MAX_TRUST_FILE,
     f"{layout.SEALING}/{ownkeys.STATE}": limits.MAX_KEY_FILE,
     f"{layout.SEALING}/{ownkeys.RECORD}": limits.MAX_KEY_FILE,
+    f"{layout.ONEX}/{PRIVATE_FILE}": limits.MAX_KEY_FILE,
+    f"{layout.ONEX}/{PUBLIC_FILE}": limits.MAX_KEY_FILE,
 }
 _SEALING_KEY: Final = re.compile(rf"{layout.SEALING}/[0-9a-f]{{32}}\{ownkeys.KEY_SUFFIX}")
 _NEEDED: Final = {

@@ -28,6 +28,7 @@ from ciphermq.client.inbox import Arrival, Inbox
 from ciphermq.client.lane import Route, Sealer
 from ciphermq.client.many import Progress
 from ciphermq.client.messages import Message
+from ciphermq.client.onexpeers import OnexPeers
 from ciphermq.client.opening import Unsealer
 from ciphermq.client.outbox import Outbox
 from ciphermq.client.publisher import Publisher
@@ -115,6 +116,11 @@ class Client:
         )
         self._senders.add(sender)
         return sender
+
+    @property
+    def onex(self) -> OnexPeers:
+        """What there is to do with clients of CipherMQ 1.x."""
+        return OnexPeers(self._core, self._publisher)
 
     def receiver(
         self,

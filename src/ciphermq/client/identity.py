@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from ciphermq import limits
 from ciphermq.client import layout
 from ciphermq.client.layout import IdentitySettings
+from ciphermq.client.onex import OnexReader
 from ciphermq.client.ownkeys import OwnKeys
 from ciphermq.client.trust import TrustFile
 from ciphermq.custody import disk
@@ -54,6 +55,8 @@ class Identity:
         self.signer = FileSigner(key, (self.certificate.public_bytes(Encoding.DER),))
         self.keys = OwnKeys(path / layout.SEALING, secret)
         self.trust = TrustFile(path / layout.TRUST)
+        self.onex = OnexReader.load(path, self.settings.one_x, self.keyring)
+        """Opens messages of CipherMQ 1.x; None: it takes none."""
         self._secret = secret
 
     @classmethod
@@ -137,14 +140,17 @@ class Identity:
         """Sentences about what ends soon, or has ended."""
         return layout.warnings(self.path, now_ms)
 
-    def ssl_context(self) -> ssl.SSLContext:
-        """For connecting to the broker: TLS 1.3, own certificate, the broker's checked."""
+    def ssl_context(self, *, onex: bool = False) -> ssl.SSLContext:
+        """For connecting to the broker: TLS 1.3, own certificate, the broker's checked.
+
+        `onex`: to talk to it as clients of CipherMQ 1.x do."""
         return tls.client_context(
             certificate=self.path / layout.CERTIFICATE,
             key=self.path / layout.KEY,
             authority=self.path / layout.AUTHORITY,
             revocations=self.path / layout.REVOCATION_LIST,
             passphrase=self._secret.decode() if self._secret else None,
+            protocols=() if onex else (tls.ALPN,),
         )
 
     def key_record(self, now_ms: int) -> bytes:

@@ -280,7 +280,7 @@ class Inbox:
         done, digest = rows[0]
         if digest != origin.digest[:_DIGEST_SIZE]:
             raise DuplicateConflict(
-                f"{origin.sender} has given another batch the id "
+                f"{origin.sender or 'somebody'} has given another batch the id "
                 f"{ids.message_id(origin.batch_id, 0)} before: neither a retry nor new"
             )
         return bitmap.decode(done, origin.count)

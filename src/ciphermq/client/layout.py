@@ -2,11 +2,12 @@
 
 ::
 
-    identity.toml           name, url, server_name, suite: may be edited
+    identity.toml           name, url, server_name, suite, [one_x]: may be edited
     cert.pem  key.pem       the certificate and its key; the key signs and does TLS
     key.pass                what the passphrase opens; absent: the keys are in the clear
     ca.crt    crl.pem       whom it believes, and whom no longer
     sealing/                the keys that messages are sealed to
+    one_x/                  the key that messages of CipherMQ 1.x are sealed to, if it takes any
     trust.json              what it has learnt about others
     request.pem             while it waits for its certificate: what the authority is to sign
 
@@ -26,6 +27,7 @@ from cryptography import x509
 from ciphermq.custody import disk
 from ciphermq.errors import ConfigError, IdentityError, IdentityNotFound, RevocationListStale
 from ciphermq.model import ids
+from ciphermq.model.onex import Dialect, PayloadCipher, SessionSeal
 from ciphermq.model.suites import DEFAULT_SUITE, Suite
 from ciphermq.pki import dates, names, pem
 from ciphermq.pki.revocation import RevocationList
@@ -37,10 +39,30 @@ WRAPPED: Final = "key.pass"
 AUTHORITY: Final = "ca.crt"
 REVOCATION_LIST: Final = "crl.pem"
 SEALING: Final = "sealing"
+ONEX: Final = "one_x"
 TRUST: Final = "trust.json"
 REQUEST: Final = "request.pem"
 PURPOSE: Final = "CipherMQ identity key"
 LOCK: Final = ".lock"
+
+
+class OnexSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[one_x]`` in ``identity.toml``: whether it takes messages of CipherMQ 1.x, which anybody
+    can forge, and how its peers of 1.x seal them."""
+
+    dialect: str
+    """A `SessionSeal`. Nothing is assumed: the two can't read each other."""
+    enabled: bool = False
+    """Whether such messages are opened; otherwise they go to the dead letters."""
+    cipher: str = PayloadCipher.CHACHA20_POLY1305.value
+    separate_tag: bool = False
+    """Whether what is sealed here has its tag in a member of its own, as 1.4.0 wants it."""
+    keys: str = ONEX
+    """The directory of the key, from that of the identity on; only the default one is exported."""
+
+    def to_dialect(self) -> Dialect:
+        """What the peers speak."""
+        return Dialect(SessionSeal(self.dialect), PayloadCipher(self.cipher), self.separate_tag)
 
 
 class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,6 +74,7 @@ class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server_name: str = ""
     """What the broker's certificate must be for; empty: the host in `url`."""
     suite: str = DEFAULT_SUITE.name
+    one_x: OnexSettings | None = None
 
     @classmethod
     def read(cls, directory: Path) -> IdentitySettings:
@@ -83,20 +106,39 @@ class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if settings.suite not in Suite.__members__:
             allowed = ", ".join(Suite.__members__)
             raise ConfigError(f"{where}: suite = {settings.suite!r} is not one of {allowed}")
+        if settings.one_x is not None:
+            _check_onex(settings.one_x, where)
         return settings
 
     def to_toml(self) -> bytes:
         """The file's text."""
         values: dict[str, Any] = msgspec.to_builtins(self)
         # For such strings JSON's spelling is TOML's.
-        lines = [
-            f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()
-        ]
+        section = values.pop("one_x")
+        lines = _lines(values)
+        if section is not None:
+            lines += ["", "[one_x]", *_lines(section)]
         return "\n".join(["# A CipherMQ identity.", *lines, ""]).encode()
 
     def write(self, directory: Path) -> None:
         """Write ``identity.toml``, in place of the one that is there."""
         disk.write_file(directory / SETTINGS, self.to_toml(), mode=disk.PUBLIC, replace=True)
+
+
+def _lines(values: dict[str, Any]) -> list[str]:
+    return [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+
+
+def _check_onex(settings: OnexSettings, where: str) -> None:
+    for key, kind in (("dialect", SessionSeal), ("cipher", PayloadCipher)):
+        value = getattr(settings, key)
+        allowed = [str(member) for member in kind]
+        if value not in allowed:
+            raise ConfigError(
+                f"{where}: one_x.{key} = {value!r} is not one of {', '.join(allowed)}"
+            )
+    if not settings.keys or not settings.keys.isprintable():
+        raise ConfigError(f"{where}: one_x.keys = {settings.keys!r} is no directory's name")
 
 
 def read_certificate(directory: Path) -> x509.Certificate:

@@ -15,6 +15,7 @@ from ciphermq.client.core import Core
 from ciphermq.client.deliveries import BrokerDelivery
 from ciphermq.client.directory import Directory
 from ciphermq.client.inbox import Arrival
+from ciphermq.client.onex import open_onex
 from ciphermq.client.origin import Origin
 from ciphermq.client.session import now_ms
 from ciphermq.errors import (
@@ -24,6 +25,7 @@ from ciphermq.errors import (
     RevocationListStale,
     UnknownKey,
 )
+from ciphermq.model.onex import is_onex
 from ciphermq.model.topology import DeadInfo
 from ciphermq.sealing.open import OpenedBatch, SessionKeys, open_batch
 from ciphermq.telemetry import get_logger
@@ -47,6 +49,8 @@ class Unsealer:
         Raises a `ReceiverFault` when this machine can't judge or open it now.
         """
         try:
+            if is_onex(delivery.frame.sealed):
+                return self._open_onex(delivery, queue)
             opened = await self._patiently(delivery)
         except BatchError as error:
             self._refuse(delivery, queue, error)
@@ -67,6 +71,25 @@ class Unsealer:
             dead=_dead(frame.dead),
         )
         return Arrival(opened.messages, origin, delivery.live, delivery)
+
+    def _open_onex(self, delivery: BrokerDelivery, queue: str) -> Arrival:
+        frame, identity = delivery.frame, self._core.identity
+        messages, batch_id, digest = open_onex(
+            identity.onex, frame.sealed, receiver=identity.name, published_ms=frame.published_ms
+        )
+        origin = Origin(
+            queue=queue,
+            sender=None,
+            batch_id=batch_id,
+            count=1,
+            digest=digest,
+            created_ms=messages.sent_ms(0),
+            redeliveries=frame.redeliveries,
+            redelivered=frame.redelivered,
+            published_ms=frame.published_ms,
+            dead=_dead(frame.dead),
+        )
+        return Arrival(messages, origin, delivery.live, delivery)
 
     async def _patiently(self, delivery: BrokerDelivery) -> OpenedBatch:
         """Open it; once more when something newer may be at hand."""

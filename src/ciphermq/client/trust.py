@@ -51,6 +51,8 @@ class _Content(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
     clients: dict[str, Known] = {}
     revocation_lists: dict[_Digest, int] = {}
     """By SHA-256 of the authority's certificate."""
+    one_x: dict[str, _Digest] = {}
+    """Fingerprints of keys of CipherMQ 1.x that a person confirmed, by client."""
 
 
 class TrustFile:
@@ -92,6 +94,19 @@ class TrustFile:
             before = content.clients.get(client)
             version = before.version if before is not None and before.pin == pin else 0
             content.clients[client] = Known(pin, version, now_ms, by_hand=True)
+
+        self._change(change)
+
+    def onex_pin(self, client: str) -> str | None:
+        """The fingerprint of the client's 1.x key that a person confirmed, if one did."""
+        return self._read().one_x.get(client)
+
+    def trust_onex(self, client: str, fingerprint: bytes) -> None:
+        """From now on the 1.x key of `client` is the one with this fingerprint, and no other: a
+        person said so. On first sight none is ever trusted."""
+
+        def change(content: _Content) -> None:
+            content.one_x[client] = fingerprint.hex()
 
         self._change(change)
 

@@ -57,12 +57,15 @@ def client_context(
     authority: Path,
     revocations: Path,
     passphrase: str | None = None,
+    protocols: Iterable[str] = (ALPN,),
 ) -> ssl.SSLContext:
     """A client's context, which checks the server's name, authority and revocation.
 
+    `protocols`: those it offers; none for the text protocol of 1.x.
+
     Raises as `server_context` does.
     """
-    context = _context(ssl.PROTOCOL_TLS_CLIENT, authority, revocations, (ALPN,))
+    context = _context(ssl.PROTOCOL_TLS_CLIENT, authority, revocations, protocols)
     _load_own(context, certificate, key, passphrase)
     return context
 
@@ -72,7 +75,8 @@ def _context(
 ) -> ssl.SSLContext:
     context = ssl.SSLContext(side)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols(list(protocols))
+    if offered := list(protocols):
+        context.set_alpn_protocols(offered)
     for path, what in ((authority, "authority's certificate"), (revocations, "revocation list")):
         if path is None:
             continue

@@ -61,6 +61,14 @@ def client_certificate(
     return _end_entity(issuer, name, public_key, [uri], usages, now_ms, lifetime)
 
 
+def onex_client_certificate(
+    issuer: Issuer, name: str, public_key: ec.EllipticCurvePublicKey, now_ms: int, lifetime: int
+) -> x509.Certificate:
+    """A client's certificate as CipherMQ 1.x has it: the id as CN, no extended key usage. It
+    connects where such are let in, and signs nothing."""
+    return _end_entity(issuer, names.check_issuable(name), public_key, [], [], now_ms, lifetime)
+
+
 def server_certificate(
     issuer: Issuer,
     hosts: Sequence[str],
@@ -123,10 +131,12 @@ def _end_entity(
         .not_valid_after(min(now + timedelta(seconds=lifetime), end))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(authority=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         .add_extension(_issuer_id(issuer), critical=False)
     )
+    if usages:
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+    if alternatives:
+        builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
     return builder.sign(issuer.key, _HASH)
 
 

@@ -18,6 +18,7 @@ from ciphermq.client.messages import Message
 from ciphermq.client.outbox import Outbox
 from ciphermq.client.shelf import Shelf
 from ciphermq.client.sync.loop import Loop, called, result_of
+from ciphermq.client.sync.onexpeers import OnexPeers
 from ciphermq.client.sync.receiver import Receiver, elsewhere
 from ciphermq.client.sync.sender import Relay, Sender
 from ciphermq.directory.records import VerifiedRecord
@@ -63,6 +64,11 @@ class Client:
         `ciphermq.client.connection.Client.sender`."""
         sender = self._loop.run(called(self._client.sender, to, **options))
         return Sender(self._loop, sender)
+
+    @property
+    def onex(self) -> OnexPeers:
+        """What there is to do with clients of CipherMQ 1.x."""
+        return OnexPeers(self._loop, self._client.onex)
 
     def receiver(
         self,
