@@ -13,7 +13,9 @@ from typing import Any
 
 def print_json(value: Any) -> None:
     """One JSON value on one line of standard output; bytes as hexadecimal digits."""
-    print(json_text(value), flush=True)
+    # In one write, also where Python does not buffer: nobody else's line comes into the middle.
+    sys.stdout.write(f"{json_text(value)}\n")
+    sys.stdout.flush()
 
 
 def json_text(value: Any) -> str:

@@ -91,4 +91,6 @@ def _say_ready(where: HostPort, *, as_json: bool) -> None:
     if as_json:
         print_json({"ready": True, "address": spell(where), "port": where[1], "pid": os.getpid()})
     else:
-        print(f"ciphermq ready on {spell(where)}", flush=True)
+        # In one write: a log line on the same terminal or file must not come into the middle of it.
+        sys.stdout.write(f"ciphermq ready on {spell(where)}\n")
+        sys.stdout.flush()
