@@ -33,7 +33,9 @@ services: ## the PostgreSQL that tests start for themselves
 	    install -d /etc/postgresql-common; \
 	    [ -e /etc/postgresql-common/createcluster.conf ] || \
 	      echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.conf; \
-	    apt-get update -qq && apt-get install -qq --yes --no-install-recommends postgresql >/dev/null; \
+	    export DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1; \
+	    apt-get update -qq && apt-get install -qq --yes --no-install-recommends \
+	      -o Dpkg::Options::=--force-confold postgresql >/dev/null; \
 	  elif [ "$${CI:-}" = true ]; then \
 	    echo "PostgreSQL is missing (on Debian: apt install postgresql)" >&2; exit 1; \
 	  else \
