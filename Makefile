@@ -25,23 +25,8 @@ demo: $(VENV)/.run ## 100,000 messages through a broker that is killed on the wa
 test: $(VENV)/.dev services ## the whole suite, kills and all (ARGS='-k journal' for a part)
 	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
-# Root on Debian gets it, without the cluster that the package would make and start by itself.
-services: ## the PostgreSQL that tests start for themselves
-	@if ! compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null && ! command -v initdb >/dev/null; then \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    echo "Installing PostgreSQL"; \
-	    install -d /etc/postgresql-common; \
-	    [ -e /etc/postgresql-common/createcluster.conf ] || \
-	      echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.conf; \
-	    export DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1; \
-	    apt-get update -qq && apt-get install -qq --yes --no-install-recommends \
-	      -o Dpkg::Options::=--force-confold postgresql >/dev/null; \
-	  elif [ "$${CI:-}" = true ]; then \
-	    echo "PostgreSQL is missing (on Debian: apt install postgresql)" >&2; exit 1; \
-	  else \
-	    echo "Without PostgreSQL its tests are skipped (on Debian: apt install postgresql)"; \
-	  fi; \
-	fi
+services: ## what tests start for themselves: PostgreSQL, RabbitMQ, HAProxy, SoftHSM
+	@tests/services
 
 lint: $(VENV)/.dev ## style, types, the arrows between the rooms
 	@$(BIN)/ruff check .
