@@ -32,8 +32,7 @@ class Peer:
         self.lines = lines
 
     def say(self, *lines: str) -> None:
-        for line in lines:
-            self.lines.say(line)
+        self.lines.write(*lines)
 
     async def hear(self) -> str:
         async with asyncio.timeout(20):
