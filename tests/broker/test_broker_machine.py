@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from broker_model import Group, Message, Model
-from broker_rig import Connection, Rig, number
+from broker_rig import Connection, Rig, batch_id, number
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 from ciphermq.broker.deliveries import Held
 from ciphermq.broker.publishing import Accepted
 from ciphermq.broker.records import Kind, decode_copy
-from ciphermq.errors import BadRequest, NotFound, QueueFull, Unroutable
+from ciphermq.errors import AccessRefused, BadRequest, NotFound, QueueFull, Unroutable
 from ciphermq.model.topology import Binding, ExchangeSpec, ExchangeType, QueueSpec
 
 SPECS = {
@@ -50,7 +50,10 @@ class BrokerMachine(RuleBasedStateMachine):
         self.model.durable = self.rig.log.last_lsn
         self.deadlines: dict[int, int] = {}
         self.hands: dict[int, Held] = {}
-        self.credit: dict[int, tuple[str, int, Connection]] = {}
+        self.credit: dict[int, tuple[str, int, Connection, bool]] = {}
+        """Of each consumer: its queue, what it may have, and whether it speaks 1.x."""
+        self.onex: set[int] = set()
+        """The numbers of 1.x messages."""
         self.segments = [0]
         """The first record of each segment."""
         self.past: list[tuple[int, Model]] = []
@@ -104,14 +107,19 @@ class BrokerMachine(RuleBasedStateMachine):
         count=st.integers(1, 5),
         ttl_s=st.one_of(st.just(0), st.integers(1, 20)),
         repeat=st.integers(0, 9),
+        onex=st.booleans(),
     )
-    def publish(self, queue: str, count: int, ttl_s: int, repeat: int) -> None:
-        """To one queue, or (no name) to all; sometimes again."""
+    def publish(self, queue: str, count: int, ttl_s: int, repeat: int, onex: bool) -> None:
+        """To one queue, or (no name) to all; sometimes again. A message of 1.x is alone."""
         rig, model = self.rig, self.model
         batch = rig.next_number
         if repeat == 0 and model.seen:
             batch = min(model.seen)
-            count, queue = 1, "plain"
+            count, queue, onex = 1, "plain", batch in self.onex
+        elif onex:
+            count, ttl_s = 1, 0
+            self.onex.add(batch)
+            rig.next_number += 1
         else:
             rig.next_number += 1
         targets = [name for name in SPECS if name in model.specs] if not queue else [queue]
@@ -129,6 +137,7 @@ class BrokerMachine(RuleBasedStateMachine):
                 exchange="" if queue else "all",
                 count=count,
                 durable=False,
+                onex=onex,
                 expires_ms=rig.now + ttl_s * 1000 if ttl_s else 0,
             )
         except QueueFull:
@@ -153,6 +162,7 @@ class BrokerMachine(RuleBasedStateMachine):
                     rig.now,
                     rig.now + ttl_s * 1000 if ttl_s else 0,
                     self.end,
+                    onex,
                 )
             )
         self.stepped()
@@ -210,15 +220,23 @@ class BrokerMachine(RuleBasedStateMachine):
     def connect(self) -> Connection:
         return Connection()
 
-    @rule(connection=connections, queue=QUEUES, credit=st.integers(0, 6), dead=st.booleans())
-    def consume(self, connection: Connection, queue: str, credit: int, dead: bool) -> None:
+    @rule(
+        connection=connections,
+        queue=QUEUES,
+        credit=st.integers(0, 6),
+        dead=st.booleans(),
+        onex=st.booleans(),
+    )
+    def consume(
+        self, connection: Connection, queue: str, credit: int, dead: bool, onex: bool
+    ) -> None:
         name = f"dead.{queue}" if dead else queue
         try:
-            tag, _ = self.rig.consume(name, credit=credit, connection=connection)
+            tag, _ = self.rig.consume(name, credit=credit, connection=connection, onex=onex)
         except NotFound:
             assert name not in self.model.specs
             return
-        self.credit[tag] = (name, credit, connection)
+        self.credit[tag] = (name, credit, connection, onex)
 
     @rule(connection=connections, writable=st.booleans())
     def block(self, connection: Connection, writable: bool) -> None:
@@ -230,9 +248,9 @@ class BrokerMachine(RuleBasedStateMachine):
     def add_credit(self, data: st.DataObject, more: int) -> None:
         if self.credit:
             tag = data.draw(st.sampled_from(sorted(self.credit)))
-            name, credit, connection = self.credit[tag]
+            name, credit, connection, onex = self.credit[tag]
             self.rig.broker.add_credit(tag, more)
-            self.credit[tag] = (name, credit + more, connection)
+            self.credit[tag] = (name, credit + more, connection, onex)
 
     @rule()
     def deliver(self) -> None:
@@ -240,34 +258,66 @@ class BrokerMachine(RuleBasedStateMachine):
         for held in self.rig.deliveries():
             assert held.consumer is not None
             tag = held.consumer.number
-            name, credit, connection = self.credit[tag]
+            name, credit, connection, onex = self.credit[tag]
             assert credit > 0
             assert connection.writable
-            self.credit[tag] = (name, credit - held.bits.bit_count(), connection)
-            self.took(name, held)
-        for name, credit, connection in self.credit.values():
+            if not (onex and held.redelivered):  # 1.x acks nothing a second time
+                credit -= held.bits.bit_count()
+            self.credit[tag] = (name, credit, connection, onex)
+            self.took(name, held, onex=onex)
+        for name, credit, connection, onex in self.credit.values():
             if credit > 0 and connection.writable:
-                assert self.model.next_out(name, self.rig.now) is None
+                assert self.model.next_out(name, self.rig.now, onex=onex) is None
         self.stepped()
 
-    @rule(connection=connections, queue=QUEUES, dead=st.booleans(), messages=st.integers(1, 6))
-    def fetch(self, connection: Connection, queue: str, dead: bool, messages: int) -> None:
+    @rule(
+        connection=connections,
+        queue=QUEUES,
+        dead=st.booleans(),
+        messages=st.integers(1, 6),
+        onex=st.booleans(),
+    )
+    def fetch(
+        self, connection: Connection, queue: str, dead: bool, messages: int, onex: bool
+    ) -> None:
         name = f"dead.{queue}" if dead else queue
         try:
-            found = self.rig.fetch(connection, name, messages=messages)
+            found = self.rig.fetch(connection, name, messages=messages, onex=onex)
         except NotFound:
             assert name not in self.model.specs
             return
         for held in found:
             assert messages > 0
             messages -= held.bits.bit_count()
-            self.took(name, held)
-        assert messages <= 0 or self.model.next_out(name, self.rig.now) is None
+            self.took(name, held, onex=onex)
+        assert messages <= 0 or self.model.next_out(name, self.rig.now, onex=onex) is None
         self.stepped()
 
-    def took(self, name: str, held: Held) -> None:
-        group = self.model.next_out(name, self.rig.now)
+    @rule(data=st.data(), client=st.sampled_from(["sender", "stranger"]))
+    def give_again(self, data: st.DataObject, client: str) -> None:
+        """A 1.x message that is in somebody's hands is in line again, at its sender's wish."""
+        if not self.onex:
+            return
+        batch = data.draw(st.sampled_from(sorted(self.onex)))
+        there = [group for group in self.model.groups() if group.number == batch]
+        try:
+            self.rig.broker.give_again(client, batch_id(batch, onex=True), self.rig.now)
+        except NotFound:
+            assert not there
+            return
+        except AccessRefused:
+            assert there
+            assert client != "sender"
+            return
+        assert client == "sender"
+        for group in there:
+            self.model.give_back({each.tag for each in group.messages.values()}.__contains__)
+        self.stepped()
+
+    def took(self, name: str, held: Held, *, onex: bool) -> None:
+        group = self.model.next_out(name, self.rig.now, onex=onex)
         assert group is not None
+        assert group.onex == held.entry.batch.onex
         assert group.number == number(held.entry.batch.batch_id)
         assert group.bits(lambda message: message.ready) == held.bits
         ready = [message for message in group.messages.values() if message.ready]
@@ -276,7 +326,8 @@ class BrokerMachine(RuleBasedStateMachine):
         for message in ready:
             message.tag = held.tag
         self.hands[held.tag] = held
-        self.deadlines[held.tag] = self.rig.now + self.model.specs[name].ack_timeout_ms
+        if not onex:  # who speaks 1.x is given time without end
+            self.deadlines[held.tag] = self.rig.now + self.model.specs[name].ack_timeout_ms
 
     def some_held(self, data: st.DataObject) -> Held | None:
         self.hands = {tag: held for tag, held in self.hands.items() if held.bits}
@@ -284,7 +335,8 @@ class BrokerMachine(RuleBasedStateMachine):
             return None
         held = self.hands[data.draw(st.sampled_from(sorted(self.hands)))]
         queue = held.entry.queue.spec.name
-        self.deadlines[held.tag] = self.rig.now + self.model.specs[queue].ack_timeout_ms
+        if held.tag in self.deadlines:
+            self.deadlines[held.tag] = self.rig.now + self.model.specs[queue].ack_timeout_ms
         return held
 
     @rule(data=st.data(), bits=SUBSETS)
@@ -393,6 +445,7 @@ class BrokerMachine(RuleBasedStateMachine):
                     self.rig.now,
                     group.expires_ms,
                     self.end + 1,
+                    group.onex,
                 )
             )
         try:
@@ -478,6 +531,7 @@ class BrokerMachine(RuleBasedStateMachine):
             assert info.messages_ready == len(messages) - unacked
             assert info.batches == len(groups)
             assert info.bytes == 100 * len(groups)
+            assert info.messages_onex == sum(len(each.messages) for each in groups if each.onex)
         assert {info.spec.name for info in self.rig.broker.queues()} == set(self.model.specs)
         batches = {group.number for group in self.model.groups()}
         assert self.rig.broker.counts()["batches"] >= len(batches)
