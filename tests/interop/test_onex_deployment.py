@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import socket
 import ssl
@@ -122,6 +123,29 @@ def test_a_client_s_certificate_of_1x_is_believed(deployment: Path, start: Start
         # In TLS 1.3 a client's handshake is over before the server has looked at its certificate.
         tls.sendall(b"declare_queue receiver_1_queue\n")
         assert tls.recv(100) == b"Queue declared\n"
+
+
+@pytest.mark.parametrize("tls", ["TLSv1_2", "TLSv1_3"])
+def test_the_server_s_own_certificate_is_no_client_s(
+    deployment: Path, start: Start, tls: str
+) -> None:
+    """It names no usage, as no certificate of 1.x does, and would be the client `localhost`."""
+    server = start()
+    port = int(server.wait_for(r"ready on 127\.0\.0\.1:(\d+)\n")[1])
+    certs = deployment / "certs"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.minimum_version = context.maximum_version = ssl.TLSVersion[tls]
+    context.load_verify_locations(certs / "ca.crt")
+    context.load_cert_chain(certs / "server.crt", certs / "server.key")
+    with (
+        socket.create_connection(("127.0.0.1", port)) as tcp,
+        context.wrap_socket(tcp, server_hostname="localhost") as connection,
+        contextlib.suppress(OSError),
+    ):
+        connection.sendall(b"declare_queue q\n")
+        assert connection.recv(100) == b""
+    server.wait_for("is of the server's own key, which is no client's")
 
 
 def test_an_unreachable_database_is_said_with_all_but_the_password(

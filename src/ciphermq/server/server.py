@@ -87,6 +87,7 @@ class Server:
             options=options,
             max_connections=settings.server.max_connections,
             max_connections_per_client=settings.server.max_connections_per_client,
+            check=self._trust.check_client,
         )
         self._failure: asyncio.Future[None] | None = None
         self._reminder: asyncio.TimerHandle | None = None
