@@ -1,4 +1,4 @@
-"""A deployment of CipherMQ 1.x for its two programs: certificates, keys, and each generation's files.
+"""A deployment of CipherMQ 1.x for its two programs: certificates, keys, files of each generation.
 
 ::
 

@@ -66,12 +66,19 @@ class OnexLine:
         return f"{name}, {version}, {bits} bits"
 
     def say(self, *commands: Command) -> None:
-        """Send commands; `LocalProtocolError` for what no line can say."""
-        self._writer.write(b"".join(map(self._lines.send, commands)))
+        """Send commands; `LocalProtocolError` for what no line can say, `ConnectionLost` at the
+        end."""
+        if self._writer.is_closing():
+            raise ConnectionLost(f"the connection to the server at {spell(self._where)} was lost")
+        # Each in a TLS record of its own: servers of 1.4 take what one read gives for one command.
+        for line in [self._lines.send(command) for command in commands]:
+            self._writer.write(line)
 
     async def drain(self) -> None:
-        """Wait until the connection takes more."""
+        """Wait until the connection takes more; `ConnectionLost` when it is no more."""
         try:
+            # Python 3.11's TLS does not say that it is closing: the loop must have a turn first.
+            await asyncio.sleep(0)
             await self._writer.drain()
         except OSError as error:
             raise _explained(error, self._where) from error

@@ -19,6 +19,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -61,20 +62,27 @@ class Record:
         """Opens it, made when missing. `StoreError` when it can't be used, or is in use."""
         self.path = path
         self._ids_path = path.with_name(f".{path.name}.ids")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-            self._lock()
-            disk.sync_directory(path.parent)
-            self._ids = sqlite3.connect(self._ids_path, isolation_level=None)
-            self._ids.execute("PRAGMA journal_mode = WAL")
-            self._ids.execute("PRAGMA synchronous = NORMAL")
-            self._ids.executescript(_SCHEMA)
-            self._size = self._catch_up()
-        except OSError as error:
-            raise StoreError(f"{error.filename or path}: {error.strerror}") from error
-        except sqlite3.Error as error:
-            raise self._damaged(error) from error
+        with ExitStack() as stack:
+            try:
+                self._open(stack)
+            except OSError as error:
+                raise StoreError(f"{error.filename or path}: {error.strerror}") from error
+            except sqlite3.Error as error:
+                raise self._damaged(error) from error
+            self._parts = stack.pop_all()
+
+    def _open(self, stack: ExitStack) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, disk.PRIVATE)
+        stack.callback(os.close, self._file)
+        self._lock()
+        disk.sync_directory(self.path.parent)
+        self._ids = sqlite3.connect(self._ids_path, isolation_level=None)
+        stack.callback(self._ids.close)
+        self._ids.execute("PRAGMA journal_mode = WAL")
+        self._ids.execute("PRAGMA synchronous = NORMAL")
+        self._ids.executescript(_SCHEMA)
+        self._size = self._catch_up()
 
     def __enter__(self) -> Self:
         return self
@@ -89,10 +97,7 @@ class Record:
 
     def close(self) -> None:
         """Let go of the file. May be repeated."""
-        if self._file >= 0:
-            self._ids.close()
-            os.close(self._file)
-            self._file = -1
+        self._parts.close()
 
     def __contains__(self, message_id: object) -> bool:
         """Whether a message of this id is in the file, or was."""
@@ -126,7 +131,6 @@ class Record:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._file)
             raise StoreError(
                 f"{self.path} is in use by another receiver: each needs a file of its own "
                 "(--output)"
