@@ -198,10 +198,11 @@ async def test_a_server_that_restarts_costs_no_try(
             await asyncio.sleep(0)
         await server.stop()
         await server.start()
-    # A connection without one ACK may have used up the only try of what was on it.
-    await asyncio.gather(task, return_exceptions=True)
-    assert run.program.acknowledged + len(run.program.failed) == 300
-    assert set(server.stored) >= set(server.queues[QUEUE])
+    await task
+    # More than a window was stored over each connection, so there was an ACK on each.
+    assert run.program.acknowledged == 300
+    assert run.program.failed == []
+    assert len(server.queues[QUEUE]) == 300
 
 
 async def test_a_refusal_is_about_the_message_it_names(
@@ -262,7 +263,7 @@ async def test_a_server_that_stays_away(
 ) -> None:
     run = Run(deployment, server, tmp_path, max_retries=1, tcp_connect_timeout_secs=0.5)
     await server.stop()
-    with pytest.raises((ConnectFailed, UnknownReceiver)):
+    with pytest.raises(ConnectFailed):
         await run.program.run()
 
 

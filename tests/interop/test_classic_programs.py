@@ -67,6 +67,69 @@ def test_every_generations_files_run_unchanged(
     assert "warning" not in sender.output + receiver.output
 
 
+@pytest.mark.parametrize("protocol", ["PROTOCOL_TLSv1_2", "PROTOCOL_TLS_CLIENT"])
+def test_server_and_receiver_are_killed(deployment: ClassicDeployment, protocol: str) -> None:
+    tls = deployment.values("1.5", "sender")["tls"] | {"protocol": protocol}
+    server = deployment.server()
+    receiver = deployment.receiver("1.5")
+    receiver.wait_for("Subscribed to queue")
+    sender = deployment.sender("1.5", "--count", "2000", tls=tls)
+    for kills, name in enumerate(("server", "receiver", "server"), 1):
+        until(lambda least=kills * 300: len(deployment.received("1.5")) > least)
+        if name == "server":
+            server.kill()
+            server = deployment.server()
+        else:
+            receiver.kill()
+            receiver = deployment.receiver("1.5")
+    assert sender.wait(60) == 0, sender.output[-2000:]
+    until(lambda: len(deployment.received("1.5")) >= 2000)
+    assert receiver.stop() == 0
+    ids = [each["message_id"] for each in deployment.received("1.5")]
+    assert len(ids) == len(set(ids)) == 2000
+    version = "TLSv1.2" if protocol == "PROTOCOL_TLSv1_2" else "TLSv1.3"
+    assert version in sender.output
+    assert "Connection lost" in sender.output + receiver.output
+
+
+def test_bad_files_and_no_files(deployment: ClassicDeployment) -> None:
+    sender = deployment.sender("1.4", server_port="five")
+    assert sender.wait() == 2
+    assert 'server_port = "five": ' in sender.output
+    receiver = deployment.receiver("1.4", tls={"certificate_path": "none.crt"})
+    assert receiver.wait() == 2
+    assert "tls.client_cert_path is missing" in receiver.output
+    tls = deployment.values("1.4", "receiver")["tls"] | {"certificate_path": "none.crt"}
+    receiver = deployment.receiver("1.4", tls=tls, colour="blue")
+    assert receiver.wait() == 2
+    assert "there is nothing called 'colour'; it is ignored" in receiver.output
+    assert "there is no such file; allowed: the authority's certificate" in receiver.output
+
+
+def test_json_and_exit_statuses(deployment: ClassicDeployment) -> None:
+    pace = deployment.values("1.5", "sender")["sender"] | {
+        "max_retries": 1,
+        "tcp_connect_timeout_secs": 0.1,
+    }
+    sender = deployment.sender("1.5", sender=pace)
+    assert sender.wait() == 4, sender.output
+    deployment.server()
+    receiver = deployment.receiver("1.5", "--json", "--count", "3", "--wait", "30")
+    receiver.wait_for('"subscribed"')
+    sender = deployment.sender("1.5", "--json", "--count", "3")
+    assert sender.wait() == 0
+    assert receiver.wait() == 0
+    events = [json.loads(line) for line in receiver.output.splitlines()]
+    shown = [each["message"] for each in events if each["event"] == "decrypted"]
+    assert [text.split(":")[0] for text in shown] == [f"Hello {n} from sender_1" for n in (1, 2, 3)]
+    events = [json.loads(line) for line in sender.output.splitlines()]
+    assert events[-1]["event"] == "done"
+    assert events[-1]["acknowledged"] == 3
+    receiver = deployment.receiver("1.5", "--count", "3", "--wait", "0.2")
+    assert receiver.wait() == 1
+    assert "0 of 3 messages came" in receiver.output
+
+
 def test_logs(deployment: ClassicDeployment) -> None:
     deployment.server()
     receiver = deployment.receiver("1.5", "--count", "1")

@@ -27,6 +27,7 @@ from ciphermq.errors import (
     ConnectFailed,
     ConnectionLost,
     RemoteProtocolError,
+    TransportError,
     Unfinished,
     UnknownReceiver,
     WaitTimeout,
@@ -127,12 +128,15 @@ class ClassicSender:
     async def _fetch_keys(self) -> None:
         """The receivers' keys: from the server, else those that it gave out before."""
         wanted = list(dict.fromkeys(self._file.receiver_client_ids))
+        away: TransportError | None = None
         for attempt in range(self._pace.max_retries):
             if attempt:
                 await asyncio.sleep(2.0 ** (attempt - 1))
             try:
                 await self._ask_for_keys([one for one in wanted if one not in self._sealing])
+                away = None
             except _AWAY as error:
+                away = error
                 self._say("failed", f"Failed to fetch public keys: {error}")
             if len(self._sealing) == len(wanted):
                 return
@@ -141,6 +145,8 @@ class ClassicSender:
                 self._sealing[receiver] = key
                 self._say("key", f"Using the saved key of {receiver}", receiver=receiver)
         self.without_key = [one for one in wanted if one not in self._sealing]
+        if not self._sealing and away is not None:
+            raise away
         if not self._sealing:
             raise UnknownReceiver(
                 f"there is no key of {', '.join(wanted)}, from the server or from an earlier run: "
