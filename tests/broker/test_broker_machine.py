@@ -37,7 +37,9 @@ SPECS = {
     "graves": QueueSpec("graves", ttl_ms=30_000),
 }
 QUEUES = st.sampled_from(list(SPECS))
+GRAVES = ["dead.plain", "dead.fussy", "dead.graves", "graves"]
 SUBSETS = st.integers(1, 0b11111)
+SELDOM = st.integers(0, 4).map(lambda number: number == 0)
 
 
 class BrokerMachine(RuleBasedStateMachine):
@@ -56,6 +58,8 @@ class BrokerMachine(RuleBasedStateMachine):
         """The numbers of 1.x messages."""
         self.segments = [0]
         """The first record of each segment."""
+        self.calm = 0
+        """Steps since something last went wrong, which must not be all that ever happens."""
         self.past: list[tuple[int, Model]] = []
         """The model after each step that may not be durable yet."""
 
@@ -67,6 +71,7 @@ class BrokerMachine(RuleBasedStateMachine):
 
     def stepped(self) -> None:
         """A step is over: let timers run, take over the order of new dead letters, compare."""
+        self.calm += 1
         broker, now = self.rig.broker, self.rig.now
         while (at_ms := broker.next_deadline()) is not None and at_ms <= now:
             broker.sweep(now)
@@ -99,6 +104,12 @@ class BrokerMachine(RuleBasedStateMachine):
         for name in SPECS:
             self.rig.broker.bind(Binding("all", name))
         self.sync()
+        # Most runs never draw all of what it takes to have something to lose.
+        self.steady = Connection()
+        for onex in (False, True) * 3:
+            self.offer("", 1, 0, 1, onex=onex)
+            self.hire(self.steady, "plain", 3, onex=onex)
+        self.sync()
 
     # --- rules --------------------------------------------------------------------------------
 
@@ -110,6 +121,10 @@ class BrokerMachine(RuleBasedStateMachine):
         onex=st.booleans(),
     )
     def publish(self, queue: str, count: int, ttl_s: int, repeat: int, onex: bool) -> None:
+        """Something new, or something again."""
+        self.offer(queue, count, ttl_s, repeat, onex=onex)
+
+    def offer(self, queue: str, count: int, ttl_s: int, repeat: int, *, onex: bool) -> None:
         """To one queue, or (no name) to all; sometimes again. A message of 1.x is alone."""
         rig, model = self.rig, self.model
         batch = rig.next_number
@@ -167,6 +182,7 @@ class BrokerMachine(RuleBasedStateMachine):
             )
         self.stepped()
 
+    @precondition(lambda self: self.end > self.model.durable)
     @rule()
     def sync(self) -> None:
         self.rig.sync()
@@ -174,7 +190,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self.past = [(self.end, self.model.copy())]
         self.note_copies()
 
-    @precondition(lambda self: len(self.past) > 1)
+    @precondition(lambda self: len(self.past) > 3)
     @rule(data=st.data())
     def sync_some(self, data: st.DataObject) -> None:
         at = data.draw(st.integers(0, len(self.past) - 1))
@@ -188,6 +204,7 @@ class BrokerMachine(RuleBasedStateMachine):
             model.durable = lsn
         self.note_copies()
 
+    @precondition(lambda self: self.calm > 5 and self.end > self.model.durable)
     @rule()
     def disk_full(self) -> None:
         """The newest batch that isn't durable is refused."""
@@ -216,6 +233,10 @@ class BrokerMachine(RuleBasedStateMachine):
         self.sync()
         self.stepped()
 
+    @initialize(target=connections)
+    def first(self) -> Connection:
+        return Connection()
+
     @rule(target=connections)
     def connect(self) -> Connection:
         return Connection()
@@ -223,14 +244,16 @@ class BrokerMachine(RuleBasedStateMachine):
     @rule(
         connection=connections,
         queue=QUEUES,
-        credit=st.integers(0, 6),
-        dead=st.booleans(),
+        credit=st.integers(0, 20),
+        dead=SELDOM,
         onex=st.booleans(),
     )
     def consume(
         self, connection: Connection, queue: str, credit: int, dead: bool, onex: bool
     ) -> None:
-        name = f"dead.{queue}" if dead else queue
+        self.hire(connection, f"dead.{queue}" if dead else queue, credit, onex=onex)
+
+    def hire(self, connection: Connection, name: str, credit: int, *, onex: bool) -> None:
         try:
             tag, _ = self.rig.consume(name, credit=credit, connection=connection, onex=onex)
         except NotFound:
@@ -238,12 +261,13 @@ class BrokerMachine(RuleBasedStateMachine):
             return
         self.credit[tag] = (name, credit, connection, onex)
 
-    @rule(connection=connections, writable=st.booleans())
+    @rule(connection=connections, writable=SELDOM.map(lambda seldom: not seldom))
     def block(self, connection: Connection, writable: bool) -> None:
         connection.writable = writable
         if writable:
             self.rig.broker.resume(connection)
 
+    @precondition(lambda self: self.credit)
     @rule(data=st.data(), more=st.integers(1, 8))
     def add_credit(self, data: st.DataObject, more: int) -> None:
         if self.credit:
@@ -252,9 +276,12 @@ class BrokerMachine(RuleBasedStateMachine):
             self.rig.broker.add_credit(tag, more)
             self.credit[tag] = (name, credit + more, connection, onex)
 
-    @rule()
-    def deliver(self) -> None:
+    @precondition(lambda self: self.credit)
+    @rule(synced=SELDOM.map(lambda seldom: not seldom))
+    def deliver(self, synced: bool) -> None:
         """All that can go out does: oldest first, only to who is willing."""
+        if synced:
+            self.sync()
         for held in self.rig.deliveries():
             assert held.consumer is not None
             tag = held.consumer.number
@@ -273,7 +300,7 @@ class BrokerMachine(RuleBasedStateMachine):
     @rule(
         connection=connections,
         queue=QUEUES,
-        dead=st.booleans(),
+        dead=SELDOM,
         messages=st.integers(1, 6),
         onex=st.booleans(),
     )
@@ -293,11 +320,10 @@ class BrokerMachine(RuleBasedStateMachine):
         assert messages <= 0 or self.model.next_out(name, self.rig.now, onex=onex) is None
         self.stepped()
 
-    @rule(data=st.data(), client=st.sampled_from(["sender", "stranger"]))
+    @precondition(lambda self: self.onex)
+    @rule(data=st.data(), client=st.sampled_from(["sender", "sender", "stranger"]))
     def give_again(self, data: st.DataObject, client: str) -> None:
         """A 1.x message that is in somebody's hands is in line again, at its sender's wish."""
-        if not self.onex:
-            return
         batch = data.draw(st.sampled_from(sorted(self.onex)))
         there = [group for group in self.model.groups() if group.number == batch]
         try:
@@ -339,6 +365,7 @@ class BrokerMachine(RuleBasedStateMachine):
             self.deadlines[held.tag] = self.rig.now + self.model.specs[queue].ack_timeout_ms
         return held
 
+    @precondition(lambda self: self.hands)
     @rule(data=st.data(), bits=SUBSETS)
     def ack(self, data: st.DataObject, bits: int) -> None:
         held = self.some_held(data)
@@ -348,6 +375,7 @@ class BrokerMachine(RuleBasedStateMachine):
             self.model.remove(name, group, bits & mine)
             self.stepped()
 
+    @precondition(lambda self: self.hands)
     @rule(data=st.data(), bits=SUBSETS, requeue=st.booleans())
     def nack(self, data: st.DataObject, bits: int, requeue: bool) -> None:
         held = self.some_held(data)
@@ -367,18 +395,19 @@ class BrokerMachine(RuleBasedStateMachine):
             self.model.bury(name, group, bits, "no", now, self.end)
         self.stepped()
 
+    @precondition(lambda self: self.calm > 5)
     @rule(connection=consumes(connections))
     def lose(self, connection: Connection) -> None:
+        self.calm = 0
         self.rig.broker.release(connection, self.rig.now)
         mine = {tag for tag, held in self.hands.items() if held.owner is connection}
         self.model.give_back(mine.__contains__)
         self.credit = {tag: each for tag, each in self.credit.items() if each[2] is not connection}
         self.stepped()
 
+    @precondition(lambda self: self.credit)
     @rule(data=st.data(), release=st.booleans())
     def cancel(self, data: st.DataObject, release: bool) -> None:
-        if not self.credit:
-            return
         tag = data.draw(st.sampled_from(sorted(self.credit)))
         self.rig.broker.cancel(tag, release=release, now=self.rig.now)
         del self.credit[tag]
@@ -391,6 +420,7 @@ class BrokerMachine(RuleBasedStateMachine):
             self.model.give_back(mine.__contains__)
         self.stepped()
 
+    @precondition(lambda self: self.calm > 3)
     @rule(seconds=st.sampled_from([1, 2, 5, 11, 61, 301, 700]))
     def wait(self, seconds: int) -> None:
         self.sync()
@@ -409,6 +439,7 @@ class BrokerMachine(RuleBasedStateMachine):
             self.model.try_again(name, group, bits, "timeout", now, self.end)
         self.stepped()
 
+    @precondition(lambda self: any(self.model.queues.values()))
     @rule(queue=QUEUES, dead=st.booleans())
     def purge(self, queue: str, dead: bool) -> None:
         name = f"dead.{queue}" if dead else queue
@@ -421,7 +452,8 @@ class BrokerMachine(RuleBasedStateMachine):
         assert self.rig.broker.purge(name) == gone
         self.stepped()
 
-    @rule(queue=st.sampled_from(["dead.plain", "dead.fussy", "dead.graves", "graves"]))
+    @precondition(lambda self: any(map(self.model.queues.get, GRAVES)))
+    @rule(queue=st.sampled_from(GRAVES))
     def redrive(self, queue: str) -> None:
         if queue not in self.model.specs:
             return
@@ -458,6 +490,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self.sync()
         self.stepped()
 
+    @precondition(lambda self: self.calm > 10)
     @rule(queue=QUEUES)
     def delete(self, queue: str) -> None:
         if queue not in self.model.specs:
@@ -474,9 +507,11 @@ class BrokerMachine(RuleBasedStateMachine):
 
     # --- crashes and compaction ---------------------------------------------------------------
 
+    @precondition(lambda self: self.calm > 10)
     @rule(data=st.data())
     def crash(self, data: st.DataObject) -> None:
         """What was durable is there; of the rest, any part that ends with a step."""
+        self.calm = 0
         end, model = self.past[data.draw(st.integers(0, len(self.past) - 1))]
         keep = sum(1 for lsn, _, _, _ in self.rig.log.records if lsn <= end)
         self.rig.restart(keep=keep)
@@ -489,12 +524,13 @@ class BrokerMachine(RuleBasedStateMachine):
         self.sync()
         self.stepped()
 
+    @precondition(lambda self: self.calm > 5 and len(self.segments) < 3)
     @rule()
     def begin_segment(self) -> None:
         self.segments.append(self.rig.log.append(*self.rig.broker.snapshot()))
         self.stepped()
 
-    @precondition(lambda self: len(self.segments) > 1)
+    @precondition(lambda self: self.calm > 5 and len(self.segments) > 1)
     @rule()
     def compact(self) -> None:
         """Copy what lives in the oldest segment, then drop it."""
@@ -573,4 +609,4 @@ class BrokerMachine(RuleBasedStateMachine):
 
 
 TestBroker = BrokerMachine.TestCase
-TestBroker.settings = settings(stateful_step_count=60)
+TestBroker.settings = settings(stateful_step_count=100)
