@@ -196,7 +196,8 @@ class Listener:
 
     def _failed(self, peer: str, error: CipherMQError) -> None:
         self.counters.add("tls_failed")
-        self._refused(peer, str(error))
+        self.counters.add("refused")
+        _log.error("TLS handshake failed", peer=peer, reason=str(error))
 
     def _secured(self, channel: Channel) -> None:
         """TLS is up: find out who it is, and hand the channel to the protocol it chose."""
