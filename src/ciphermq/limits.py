@@ -322,8 +322,8 @@ LOG_QUEUE: Final = 10_000
 LOG_NOTES: Final = 65_536
 """Lines about messages that wait likewise: a second's worth at full speed, 30 MB at the most."""
 
-LOG_CHUNK: Final = 256
-"""Of these, so many are handed to the log's thread at once: half a millisecond of its work."""
+LOG_CHUNK: Final = 1024
+"""Of these, so many are handed to the log's thread at once: a millisecond of its work."""
 
 LOG_FLUSH: Final = 0.1
 """Seconds after which fewer are handed over too."""

@@ -24,7 +24,7 @@ from ciphermq.server.access import Verb
 from ciphermq.server.confirms import Confirms
 from ciphermq.server.outcomes import failure, follow
 from ciphermq.server.services import Services
-from ciphermq.telemetry.traffic import BATCH_ACKNOWLEDGED, BATCH_DELIVERED, Kind
+from ciphermq.telemetry.traffic import BatchAcknowledged, BatchDelivered, Note
 from ciphermq.wire.cmq2.frames import (
     AckFrame,
     Cancel,
@@ -115,7 +115,7 @@ class Consuming:
         dead = delivery.dead
         self._held[delivery.tag] = Held(consumer, delivery.live, delivery.batch_id)
         self._services.counters.add("deliveries")
-        self._note(BATCH_DELIVERED, delivery.batch_id, delivery.live, delivery.queue)
+        self._note(BatchDelivered, delivery.batch_id, delivery.live, delivery.queue)
         self._link.send(
             DeliverFrame(
                 consumer,
@@ -258,7 +258,7 @@ class Consuming:
         error = failure(outcome)
         if error is None:
             if settled is not None:
-                self._note(BATCH_ACKNOWLEDGED, settled.batch_id, settled.bits)
+                self._note(BatchAcknowledged, settled.batch_id, settled.bits)
             self._confirms.settle(number)
         else:
             self._on_broken(error)
@@ -278,10 +278,10 @@ class Consuming:
                 self.resume()
         return held._replace(bits=held.bits & ~left)
 
-    def _note(self, kind: Kind, batch_id: bytes, bits: Bitmap, *queue: str) -> None:
+    def _note(self, kind: type[Note], batch_id: bytes, bits: Bitmap, *queue: str) -> None:
         traffic = self._services.traffic
         if traffic.wanted:
-            traffic.note(kind, batch_id.hex(), self._client, *queue, messages=bits.bit_count())
+            traffic.note(kind, batch_id.hex(), self._client, *queue, bits.bit_count())
 
 
 def _bits(data: bytes) -> Bitmap | None:

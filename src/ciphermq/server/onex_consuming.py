@@ -22,7 +22,7 @@ from ciphermq.server.consuming import Consumer
 from ciphermq.server.outcomes import disregard, follow
 from ciphermq.server.services import Services
 from ciphermq.telemetry import get_logger
-from ciphermq.telemetry.traffic import MESSAGE_DELIVERED
+from ciphermq.telemetry.traffic import MessageDelivered
 from ciphermq.wire.lines.speech import Message, Said
 
 _log = get_logger("server")
@@ -125,7 +125,7 @@ class OnexConsuming:
         self._services.counters.add("deliveries")
         self._keep(found.message_id, delivery)
         self._services.traffic.note(
-            MESSAGE_DELIVERED, found.message_id, self._client, delivery.queue
+            MessageDelivered, found.message_id, self._client, delivery.queue
         )
         return Message(found.message_id, found.text)
 

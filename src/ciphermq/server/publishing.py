@@ -31,7 +31,7 @@ from ciphermq.server.confirms import Confirms
 from ciphermq.server.flow import Brake
 from ciphermq.server.outcomes import failure, follow
 from ciphermq.server.services import Services
-from ciphermq.telemetry.traffic import BATCH_PUBLISHED, MESSAGE_PUBLISHED
+from ciphermq.telemetry.traffic import BatchPublished, MessagePublished
 from ciphermq.wire.cmq2.frames import ConfirmKind, PublishFrame, Return, Sealed
 
 _SKEW_MS: Final = limits.CLOCK_SKEW * 1000
@@ -174,12 +174,12 @@ class Publishing:
             note_message(services, self._client, header, onex.parse(sealed).message_id)
         else:
             services.traffic.note(
-                BATCH_PUBLISHED,
+                BatchPublished,
                 header.batch_id.hex(),
                 self._client,
                 header.exchange,
                 header.routing_key,
-                messages=header.count,
+                header.count,
             )
             services.catalog.note_published(
                 Publication(
@@ -203,9 +203,7 @@ class Publishing:
 
 def note_message(services: Services, client: str, header: Header, message_id: str) -> None:
     """A message of 1.x was stored, and not before."""
-    services.traffic.note(
-        MESSAGE_PUBLISHED, message_id, client, header.exchange, header.routing_key
-    )
+    services.traffic.note(MessagePublished, message_id, client, header.exchange, header.routing_key)
     services.catalog.note_message(
         OnexPublication(message_id, client, header.exchange, header.routing_key, services.now_ms())
     )

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
@@ -30,14 +29,12 @@ from ciphermq import limits
 from ciphermq.errors import ConfigError
 from ciphermq.settings import LoggingSection
 from ciphermq.telemetry.logger import RECORD_FIELDS, ROOT
-from ciphermq.telemetry.traffic import Notes, Traffic, lines
-
-_NOT_IN_A_LINE: Final = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""What JSON may hold as it is, although it ends lines (to some readers), steers terminals, or shows
-text in another order than it stands in."""
+from ciphermq.telemetry.traffic import Note, Traffic, escape, lines
 
 _NOTES: Final = "ciphermq_notes"
 """Attribute of a `logging.LogRecord` that stands for many lines about messages."""
+_TEXT: Final = "ciphermq_text"
+"""And of one that was made text."""
 
 _PERIODS: Final = {"never": 0, "hourly": 3600, "daily": 86_400}
 _RESERVED: Final = frozenset({"timestamp", "level", "logger", "message", "exception"})
@@ -47,9 +44,15 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        notes: Notes | None = getattr(record, _NOTES, None)
-        if notes is not None:
-            return lines(notes)
+        # A rotating file asks twice, once for the size alone; and there may be two files.
+        text: str | None = getattr(record, _TEXT, None)
+        if text is None:
+            notes: list[Note] | None = getattr(record, _NOTES, None)
+            text = self._line(record) if notes is None else lines(notes)
+            record.__dict__[_TEXT] = text
+        return text
+
+    def _line(self, record: logging.LogRecord) -> str:
         message, fields = _parts(record)
         line: dict[str, object] = {
             "timestamp": _timestamp(record),
@@ -61,8 +64,7 @@ class JsonFormatter(logging.Formatter):
         line.update({f"{key}_" if key in _RESERVED else key: fields[key] for key in fields})
         if record.exc_text:
             line["exception"] = record.exc_text
-        text = json.dumps(line, ensure_ascii=False, default=str)
-        return _NOT_IN_A_LINE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+        return escape(json.dumps(line, ensure_ascii=False, default=str))
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -123,7 +125,7 @@ class _BoundedQueueHandler(QueueHandler):
         else:
             self.dropped += 1
 
-    def put_notes(self, notes: Notes) -> None:
+    def put_notes(self, notes: list[Note]) -> None:
         """Lines about messages, in one record: at most `limits.LOG_NOTES` of them wait."""
         if self.notes_waiting + len(notes) > limits.LOG_NOTES:
             self.dropped += len(notes)

@@ -2,74 +2,137 @@
 
 At full speed a logger's own way, a record and a turn in the queue for each line, would cost more
 than the messages. So the event loop only notes what happened; hundreds of notes go to the log's
-thread in one record, and become lines there, by templates that have nothing left to decide.
+thread in one record, and are made lines there all at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import Callable, Iterable
-from functools import lru_cache
-from json.encoder import encode_basestring_ascii
-from typing import Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Final
+
+import msgspec
 
 from ciphermq import limits
 
+_LEVEL: Final = "INFO"
 _LOGGER: Final = "ciphermq.server"
 
+NOT_IN_A_LINE: Final = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What JSON may hold as it is, although it ends lines (to some readers), steers terminals, or shows
+text in another order than it stands in."""
 
-class Kind(NamedTuple):
-    """What can happen, and the names of what is said about it."""
 
+class Note(msgspec.Struct, gc=False):
+    """What a line says; members are in its order. Without `gc`: there are many, and they refer to
+    texts alone."""
+
+    what: ClassVar[str]
+
+    timestamp: str
+    level: str
+    logger: str
     message: str
-    members: tuple[str, ...]
-    """The first names the message, or the batch; ``messages`` is a number, all others are text."""
 
 
-MESSAGE_PUBLISHED: Final = Kind(
-    "message published", ("message_id", "client", "exchange", "routing_key")
-)
-MESSAGE_DELIVERED: Final = Kind("message delivered", ("message_id", "client", "queue"))
-MESSAGE_ACKNOWLEDGED: Final = Kind("message acknowledged", ("message_id", "client"))
-BATCH_PUBLISHED: Final = Kind(
-    "batch published", ("batch_id", "client", "exchange", "routing_key", "messages")
-)
-BATCH_DELIVERED: Final = Kind("batch delivered", ("batch_id", "client", "queue", "messages"))
-BATCH_ACKNOWLEDGED: Final = Kind("batch acknowledged", ("batch_id", "client", "messages"))
-KINDS: Final = (
-    *(MESSAGE_PUBLISHED, MESSAGE_DELIVERED, MESSAGE_ACKNOWLEDGED),
-    *(BATCH_PUBLISHED, BATCH_DELIVERED, BATCH_ACKNOWLEDGED),
-)
+class MessagePublished(Note, gc=False):
+    """A message of 1.x is in the journal, for the first time."""
 
-Note = tuple[float, Kind, str, tuple[str, ...], int]
-"""When (seconds since the epoch), what, its id, the other texts, and how many messages."""
-Notes = list[Note]
+    what = "message published"
+
+    message_id: str
+    client: str
+    exchange: str
+    routing_key: str
+
+
+class MessageDelivered(Note, gc=False):
+    """A message of 1.x was given to a client."""
+
+    what = "message delivered"
+
+    message_id: str
+    client: str
+    queue: str
+
+
+class MessageAcknowledged(Note, gc=False):
+    """A message of 1.x was acked by a client, and that is in the journal."""
+
+    what = "message acknowledged"
+
+    message_id: str
+    client: str
+
+
+class BatchPublished(Note, gc=False):
+    """As `MessagePublished`, of a batch."""
+
+    what = "batch published"
+
+    batch_id: str
+    client: str
+    exchange: str
+    routing_key: str
+    messages: int
+
+
+class BatchDelivered(Note, gc=False):
+    """As `MessageDelivered`, of those messages of a batch that were meant."""
+
+    what = "batch delivered"
+
+    batch_id: str
+    client: str
+    queue: str
+    messages: int
+
+
+class BatchAcknowledged(Note, gc=False):
+    """As `MessageAcknowledged`, of those messages of a batch that were meant."""
+
+    what = "batch acknowledged"
+
+    batch_id: str
+    client: str
+    messages: int
+
+
+KINDS: Final[tuple[type[Note], ...]] = (
+    *(MessagePublished, MessageDelivered, MessageAcknowledged),
+    *(BatchPublished, BatchDelivered, BatchAcknowledged),
+)
 
 
 class Traffic:
     """What one event loop notes of its messages. Costs next to nothing while nobody listens."""
 
-    def __init__(self, take: Callable[[Notes], None] | None = None) -> None:
+    def __init__(self, take: Callable[[list[Note]], None] | None = None) -> None:
         """`take` is given the notes, many at a time; None: nobody wants any."""
         self._take = take
-        self._notes: Notes = []
+        self._notes: list[Note] = []
+        self._ms = 0
+        self._moment = ""
 
     @property
     def wanted(self) -> bool:
         """Whether anybody listens; otherwise `note` does nothing."""
         return self._take is not None
 
-    def note(self, kind: Kind, name: str, *texts: str, messages: int = 0) -> None:
-        """This has happened, now, to what is called `name`. The others are `kind.members`, in
-        their order."""
+    def note(self, kind: type[Note], *members: str | int) -> None:
+        """This has happened, now. `members`: those that `kind` adds, in their order."""
         if self._take is None:
             return
+        ms = int(time.time() * 1000)
+        if ms != self._ms:
+            self._ms, self._moment = ms, spell(ms)
         notes = self._notes
-        if not notes:
+        notes.append(kind(self._moment, _LEVEL, _LOGGER, kind.what, *members))
+        if len(notes) == 1:
             asyncio.get_running_loop().call_later(limits.LOG_FLUSH, self.flush)
-        notes.append((time.time(), kind, name, texts, messages))
-        if len(notes) >= limits.LOG_CHUNK:
+        elif len(notes) >= limits.LOG_CHUNK:
             self.flush()
 
     def flush(self) -> None:
@@ -79,30 +142,25 @@ class Traffic:
             self._take(notes)
 
 
-def lines(notes: Notes) -> str:
-    """The lines of these, each a JSON object as `ciphermq.telemetry.logs` describes it."""
-    second, moment = -1, ""
-    made = []
-    for at, kind, name, texts, messages in notes:
-        if int(at) != second:
-            second = int(at)
-            moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        made.append(
-            f'{{"timestamp":"{moment}.{int(at % 1 * 1e6):06}Z",{_start(kind)}'
-            f"{encode_basestring_ascii(name)}{_rest(kind, texts)}"
-            + (f',"messages":{messages}}}' if messages else "}")
-        )
-    # The one character that neither JSON nor ASCII keeps from steering a terminal.
-    return "\n".join(made).replace("\x7f", "\\u007f")
+def spell(ms: int) -> str:
+    """A time as it stands in a line; RFC 3339 in UTC."""
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ms // 1000))
+    return f"{whole}.{ms % 1000:03}000Z"
 
 
-@lru_cache(maxsize=len(KINDS))
-def _start(kind: Kind) -> str:
-    return f'"level":"INFO","logger":"{_LOGGER}","message":"{kind.message}","{kind.members[0]}":'
+_encode: Final = msgspec.json.Encoder().encode_lines
 
 
-@lru_cache(maxsize=1024)
-def _rest(kind: Kind, texts: tuple[str, ...]) -> str:
-    """Members that are the same for many: who, and where."""
-    named: Iterable[tuple[str, str]] = zip(kind.members[1:], texts, strict=False)
-    return "".join(f',"{member}":{encode_basestring_ascii(text)}' for member, text in named)
+def lines(notes: Sequence[Note]) -> str:
+    """The lines of these, each a JSON object as `ciphermq.telemetry.logs` describes it; the last
+    is not ended."""
+    data = _encode(notes)[:-1]
+    text = data.decode()
+    if data.isascii() and b"\x7f" not in data:
+        return text
+    return escape(text)
+
+
+def escape(text: str) -> str:
+    """JSON without what may not stand in a line as it is."""
+    return NOT_IN_A_LINE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
