@@ -80,7 +80,8 @@ def test_a_line_that_a_crash_cut_short_is_taken_back(path: Path) -> None:
 def test_a_file_of_1x_is_taken_over(path: Path) -> None:
     path.parent.mkdir()
     path.write_text(
-        '{"message_id": "old", "message": {"content": "x"}, "timestamp": 1}\nno line\n[]\n'
+        '{"message_id": "old", "message": {"content": "x"}, "timestamp": 1}\n'
+        'no line\n[]\n{"message_id": "\\ud800"}\n'
     )
     with Record(path) as record:
         assert "old" in record

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -128,6 +130,32 @@ def test_json_and_exit_statuses(deployment: ClassicDeployment) -> None:
     receiver = deployment.receiver("1.5", "--count", "3", "--wait", "0.2")
     assert receiver.wait() == 1
     assert "0 of 3 messages came" in receiver.output
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_receiver_that_is_stopped(
+    deployment: ClassicDeployment, number: signal.Signals, status: int
+) -> None:
+    receiver = deployment.receiver("1.4")
+    receiver.wait_for("Connection lost: nothing listens")
+    deployment.server()
+    receiver.wait_for("Subscribed to queue")
+    assert deployment.sender("1.4", "--count", "5").wait() == 0
+    until(lambda: receiver.output.count("Server confirmed ACK") == 5)
+    os.kill(receiver.pid, number)
+    assert receiver.wait() == status
+    assert receiver.output.splitlines()[-1].endswith("Received 5 messages")
+
+
+def test_a_sender_that_is_stopped(deployment: ClassicDeployment) -> None:
+    deployment.server()
+    receiver = deployment.receiver("1.5")
+    receiver.wait_for("Subscribed to queue")
+    sender = deployment.sender("1.5", "--count", "1000000")
+    sender.wait_for("Server ACK received")
+    os.kill(sender.pid, signal.SIGINT)
+    assert sender.wait() == 130
+    assert "Traceback" not in sender.output
 
 
 def test_logs(deployment: ClassicDeployment) -> None:

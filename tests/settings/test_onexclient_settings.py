@@ -105,9 +105,13 @@ def test_receivers(tmp_path: Path) -> None:
     path = write(tmp_path, OLDEST)
     file, _ = load_client_file(path, ReceiverFile)
     assert file.generation is Generation.V1_4_0
-    path = write(tmp_path, OLDEST | {"logging": LOGGING})
-    file, _ = load_client_file(path, ReceiverFile)
+    more = {"directory": "elsewhere", "console": True}
+    path = write(tmp_path, OLDEST | {"logging": LOGGING | more})
+    file, unknown = load_client_file(path, ReceiverFile)
     assert file.generation is Generation.V1_4
+    assert len(unknown) == 2
+    assert file.logging is not None
+    assert (file.logging.directory, file.logging.console) == (None, False)
 
 
 def test_what_is_not_known_is_told_and_no_error(tmp_path: Path) -> None:

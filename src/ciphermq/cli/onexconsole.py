@@ -6,6 +6,7 @@ with ``--json`` one object a line. What a message says is shown and in no log.
 
 from __future__ import annotations
 
+import io
 import sys
 from datetime import datetime
 from types import TracebackType
@@ -34,6 +35,9 @@ class OnexConsole:
     def __init__(self, program: str, logging: LoggingPart | None, *, as_json: bool) -> None:
         """`logging`: its files, if there are any; `ConfigError` when they can't be written."""
         self._program = program
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A message may say what the terminal's character set has not; that ends nothing.
+            sys.stdout.reconfigure(errors="backslashreplace")
         self._as_json = as_json
         self._logs: Logging | None = None if logging is None else start_logging(logging)
 

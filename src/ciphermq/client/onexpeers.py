@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from datetime import UTC, datetime
+from typing import Final
 
 from ciphermq import limits
 from ciphermq.client.backoff import Backoff
@@ -36,6 +37,9 @@ from ciphermq.net.address import parse_url
 from ciphermq.sealing.onex import seal_message
 from ciphermq.wire.lines import speech
 from ciphermq.wire.lines.speech import Command, Reply
+
+_LOST: Final = 3
+"""Connections that may end without an answer before it is given up."""
 
 
 class OnexPeers:
@@ -167,12 +171,15 @@ class OnexPeers:
         again: all that is asked here may be done twice."""
         loop = asyncio.get_running_loop()
         deadline, backoff = loop.time() + self._core.patience.request, Backoff()
+        lost = 0
         while True:
             try:
                 return await self._ask_once(command, max(0.001, deadline - loop.time()))
-            except (ConnectFailed, ConnectionLost):
+            except (ConnectFailed, ConnectionLost) as error:
                 pause = backoff.next()
-                if loop.time() + pause >= deadline:
+                lost += isinstance(error, ConnectionLost)
+                # Who lets nobody speak as 1.x does looks like one that is just being stopped.
+                if lost == _LOST or loop.time() + pause >= deadline:
                     raise
             await asyncio.sleep(pause)
 

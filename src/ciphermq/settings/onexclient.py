@@ -259,7 +259,8 @@ def _parse(path: Path) -> dict[str, Any]:
 def _with_absolute_paths(file: FileT, base: Path) -> FileT:
     changed: dict[str, Any] = {"tls": _absolute(file.tls, base)}
     if file.logging is not None:
-        changed["logging"] = _absolute(file.logging, base)
+        ours = {"directory": None, "console": False}  # whatever stands in the file
+        changed["logging"] = _absolute(file.logging, base).model_copy(update=ours)
     return file.model_copy(update=changed)
 
 

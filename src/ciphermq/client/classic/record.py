@@ -27,7 +27,7 @@ from typing import Final, NamedTuple, Self
 from ciphermq import limits
 from ciphermq.custody import disk
 from ciphermq.errors import StoreError
-from ciphermq.model.onex import internal_id
+from ciphermq.model.onex import internal_id, is_message_id
 
 _SCHEMA: Final = """
     CREATE TABLE IF NOT EXISTS shown (id BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
@@ -195,7 +195,7 @@ def _ids_in(line: bytes) -> list[str]:
     """The id in a line; none in what is no such line, which is nobody's business here."""
     try:
         members = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     found = members.get("message_id") if isinstance(members, dict) else None
-    return [found] if isinstance(found, str) else []
+    return [found] if isinstance(found, str) and is_message_id(found) else []

@@ -274,6 +274,9 @@ class ClassicSender:
             line.abort()
             self._lost(error)
             return False
+        except BaseException:
+            line.abort()
+            raise
         await line.close()
         self._say("closed", "Connection closed")
         return True
