@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from support.classic import ClassicDeployment
+from interop.onex_clients import TLS_1_2, Binding, PipelinedSender, Place, Receiver, Sender
+from support.classic import EXCHANGE, KEY, QUEUE, ClassicDeployment
 
 pytestmark = pytest.mark.crash
 
@@ -130,6 +132,48 @@ def test_json_and_exit_statuses(deployment: ClassicDeployment) -> None:
     receiver = deployment.receiver("1.5", "--count", "3", "--wait", "0.2")
     assert receiver.wait() == 1
     assert "0 of 3 messages came" in receiver.output
+
+
+@pytest.mark.parametrize("generation", ["1.4.0", "1.4", "1.5"])
+async def test_with_programs_that_know_no_line_of_ours(
+    deployment: ClassicDeployment, generation: str
+) -> None:
+    """Their receiver reads what our sender sends, our receiver what theirs does."""
+    deployment.server()
+
+    def place(name: str) -> Place:
+        client = deployment.certificates / "clients" / name
+        files = (deployment.certificates / "ca.crt", client / "client.crt", client / "client.key")
+        return Place(deployment.port, *files, tls=TLS_1_2)
+
+    binding = Binding(QUEUE, EXCHANGE, KEY)
+    theirs = Receiver(
+        place("receiver_1"), "receiver_1", binding, deployment.private_key, generation
+    )
+    task = asyncio.create_task(theirs.run())
+    async with asyncio.timeout(60):
+        while "Subscribed to queue" not in theirs.heard:
+            await asyncio.sleep(0.01)
+        ours = deployment.sender(generation, "--count", "12")
+        while len(theirs.received) < 12:
+            await asyncio.sleep(0.01)
+        while len(acknowledged(theirs)) < 12:
+            await asyncio.sleep(0.01)
+    assert await asyncio.to_thread(ours.wait) == 0
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    receiver = deployment.receiver(generation, "--count", "5")
+    await asyncio.to_thread(receiver.wait_for, "Subscribed to queue")
+    kind = PipelinedSender if generation == "1.5" else Sender
+    sender = kind(place("sender_1"), "sender_1", "receiver_1", binding, generation)
+    await sender.run([f"text {number} €" for number in range(5)])
+    assert await asyncio.to_thread(receiver.wait) == 0
+    found = {each["message_id"]: each["message"] for each in deployment.received(generation)}
+    assert found == sender.sent
+
+
+def acknowledged(receiver: Receiver) -> set[str]:
+    return {line for line in receiver.heard if line.startswith("ACK_CONFIRMED ")}
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
