@@ -137,25 +137,32 @@ def said(capsys: Capture, *words: object) -> tuple[int, Any]:
 
 
 @pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("name", ["old_receiver", "old_receiver_queue"])
 def test_send_to_a_receiver_of_1x_and_trace_it(
-    deployment: Deployment, tmp_path: Path, capsys: Capture
+    deployment: Deployment, tmp_path: Path, capsys: Capture, name: str
 ) -> None:
     alice = ("--identity", "alice")
     notes = tmp_path / "notes.txt"
     notes.write_text("one\r\ntwo €\n\nfour")
-    queue = Binding("old_receiver", "unused", "unused")
+    queue = Binding(name, "unused", "unused")
     receiver = Receiver(place(deployment, "old_receiver"), "old_receiver", queue, PRIVATE)
     with receiving(receiver):
         # Nobody has pinned a key: a receiver of cmq/2 is looked for.
         assert said(capsys, "send", "old_receiver", notes, *alice)[1]["error"] == "unknown-receiver"
         pin = ("--one-x", "--fingerprint", FINGERPRINT)
         assert run(["keys", "trust", "old_receiver", *pin, *alice]) == 0
+        status, error = said(capsys, "send", "old_receiver", notes, "--queue", "none", *alice)
+        assert (status, error["error"]) == (3, "unroutable")
         status, facts = said(capsys, "send", "old_receiver", notes, *alice)
         assert (status, facts["messages"], facts["confirmed"]) == (0, 4, 4)
         assert run(["send", "old_receiver", str(notes), "--whole", *alice]) == 0
         until(lambda: len(receiver.received) == 5)
         texts = [text for _, text in receiver.received]
         assert texts == ["one", "two €", "", "four", "one\r\ntwo €\n\nfour"]
+        notes.write_bytes(b"fine\n\xff\xfe\n")
+        status, error = said(capsys, "send", "old_receiver", notes, *alice)
+        assert (status, error["error"]) == (2, "usage")
+        notes.write_text("one\n")
 
         message_id = receiver.received[0][0]
         assert message_id.startswith("alice-")

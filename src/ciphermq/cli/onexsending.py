@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from ciphermq.cli.lines import Lines, read_whole
-from ciphermq.errors import UsageError
+from ciphermq.errors import Unroutable, UsageError
 
 if TYPE_CHECKING:
     from ciphermq.cli.inputs import Input
@@ -55,51 +55,75 @@ class OnexSending:
         self._plan = plan
         self._source = source
         self._advance = advance
+        self._key = plan.queue or plan.key or ("" if plan.exchange else None)
+        """Where it goes; None: that is to be found."""
 
     async def at_once(self, client: Client) -> None:
         """Send all, each confirmed; raises what keeps one from being sent."""
         if self._plan.whole:
             whole = await self._source.reading(lambda: read_whole(self._source))
-            await self._post(client, [whole])
+            await self._send(client, [whole])
             return
         lines = Lines(self._source)
         while found := await self._source.reading(lines.read):
             if self._advance is not None:
                 self._advance(lines.offset, self._source.size)
             # The end of the line is not the message's: receivers of 1.x put one there.
-            await self._post(client, [line.rstrip(b"\r\n") for line in found])
+            await self._send(
+                client, [line.removesuffix(b"\n").removesuffix(b"\r") for line in found]
+            )
 
-    async def _post(self, client: Client, payloads: list[bytes]) -> None:
+    async def _send(self, client: Client, payloads: list[bytes]) -> None:
         """Send these in order, and wait for them; raises the first error."""
-        plan = self._plan
-        (to,) = plan.to
-        # By default into the receiver's own queue.
-        key = plan.queue or (plan.key if plan.exchange else plan.key or None)
+        if self._key is None:
+            first, *payloads = payloads
+            self._key = await self._find_queue(client, first)
         answers: list[asyncio.Future[str]] = []
         try:
             for payload in payloads:
-                self.total += 1
-                _check_is_text(payload, self.total)
-                answer = await client.onex.post(
-                    to, payload, exchange=plan.exchange, routing_key=key
-                )
-                answer.add_done_callback(self._landed)
+                answer = await self._post(client, payload, self._key)
                 answers.append(answer)
+            await asyncio.gather(*answers)
         finally:
-            ended = await asyncio.gather(*answers, return_exceptions=True)
-        for error in ended:
-            if isinstance(error, BaseException):
-                raise error
+            # Who waits no longer takes back what has not been sent yet.
+            for answer in answers:
+                answer.cancel()
+
+    async def _find_queue(self, client: Client, payload: bytes) -> str:
+        """The receiver's queue, by where its first message can go: its own name's, or the one that
+        clients of 1.x name after it."""
+        (to,) = self._plan.to
+        try:
+            await (await self._post(client, payload, to))
+            return to
+        except Unroutable as error:
+            usual = f"{to}_queue"
+            try:
+                await (await self._post(client, payload, usual))
+            except Unroutable:
+                raise Unroutable(
+                    f"there is no queue {to!r} and no queue {usual!r}: say --queue, or the "
+                    "--exchange and --key that its receiver has bound"
+                ) from error
+            return usual
+
+    async def _post(self, client: Client, payload: bytes, key: str) -> asyncio.Future[str]:
+        (to,) = self._plan.to
+        _check_is_text(payload)
+        answer = await client.onex.post(to, payload, exchange=self._plan.exchange, routing_key=key)
+        answer.add_done_callback(self._landed)
+        return answer
 
     def _landed(self, answer: asyncio.Future[str]) -> None:
         if not answer.cancelled() and answer.exception() is None:
             self.confirmed += 1
+            self.total = self.confirmed
 
 
-def _check_is_text(payload: bytes, number: int) -> None:
+def _check_is_text(payload: bytes) -> None:
     try:
         payload.decode()
     except UnicodeDecodeError:
         raise UsageError(
-            f"message {number} is not UTF-8 text, and receivers of CipherMQ 1.x show nothing else"
+            f"{payload[:40]!r} is not UTF-8 text, and receivers of CipherMQ 1.x show nothing else"
         ) from None
