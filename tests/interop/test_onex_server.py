@@ -171,7 +171,9 @@ async def test_none_is_lost_and_none_shown_twice(server: Server, tls: object, ve
 @pytest.mark.parametrize("tls", VERSIONS, ids=VERSIONS.values())
 async def test_ten_thousand(server: Server, tls: object) -> None:
     place = server.place("sender_1", tls)
-    sender = PipelinedSender(place, "sender_1", "receiver_1", BINDING, "1.5", tries=2000, pause=0.05)
+    sender = PipelinedSender(
+        place, "sender_1", "receiver_1", BINDING, "1.5", tries=2000, pause=0.05
+    )
     place = server.place("receiver_1", tls)
     receiver = Receiver(place, "receiver_1", BINDING, PRIVATE, "1.5", pause=0.05)
     await send_and_kill(server, sender, receiver, 10_000)
