@@ -10,7 +10,11 @@
     │   ├── IdentityNotFound
     │   ├── PassphraseError
     │   ├── CertificateError           expired, not yet valid, wrong usage, wrong name
-    │   └── AuthorityError             the certificate authority's own directory
+    │   ├── AuthorityError             the certificate authority's own directory
+    │   └── TokenError                 a hardware token, until somebody does something about it
+    │       ├── PinError               missing, wrong, locked; a wrong one is never tried again
+    │       ├── TokenKeyNotFound
+    │       └── TokenKeyAmbiguous      several keys of one id
     ├── BatchError                     a fault of the batch: it goes to the dead letters
     │   ├── MalformedBatch
     │   │   ├── UnsupportedVersion
@@ -36,6 +40,7 @@
     │   ├── ClockWrong
     │   ├── RevocationListStale
     │   ├── KeyMissing
+    │   ├── TokenAway                  pulled out or silent: what needs it waits until it is back
     │   └── InboxError
     ├── KeyRecordError                 a receiver's public key can't be trusted
     │   ├── UnknownReceiver
@@ -148,6 +153,22 @@ class AuthorityError(IdentityError):
     """The certificate authority's directory is missing, damaged or not openable."""
 
 
+class TokenError(IdentityError):
+    """A hardware token, or its module, refuses what is asked of it. Waiting mends nothing."""
+
+
+class PinError(TokenError):
+    """A token's PIN is missing, wrong or locked. It is never tried again by itself."""
+
+
+class TokenKeyNotFound(TokenError):
+    """No key of that id is on the token."""
+
+
+class TokenKeyAmbiguous(TokenError):
+    """Several keys of one id are on the token. Lists them."""
+
+
 # --- faults of a batch: to the dead letters ----------------------------------------------------
 
 
@@ -252,6 +273,10 @@ class RevocationListStale(ReceiverFault):
 
 class KeyMissing(ReceiverFault):
     """The private key that a batch names is not on this machine."""
+
+
+class TokenAway(ReceiverFault):
+    """A hardware token is not there, or does not answer in time. It may be back later."""
 
 
 class InboxError(ReceiverFault):

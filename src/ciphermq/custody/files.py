@@ -35,6 +35,8 @@ _HEAD: Final = 1 + KEY_ID_SIZE
 class FileOpener:
     """A receiver's private key that was read from a file into memory."""
 
+    blocking: Final = False
+
     def __init__(self, suite: Suite, private_key: bytes) -> None:
         """`IdentityError` when `private_key` is none of `suite`."""
         self._key = keys.load_private(suite, private_key)
@@ -60,6 +62,8 @@ class FileOpener:
 
 class FileSigner:
     """A certificate's private key that was read from a file into memory."""
+
+    blocking: Final = False
 
     def __init__(self, private_key: ec.EllipticCurvePrivateKey, chain: tuple[bytes, ...]) -> None:
         """`CertificateError` when the key is not that of the chain's first certificate, or is on
