@@ -19,6 +19,7 @@ from ciphermq.cli import (
     config,
     demo,
     exchanges,
+    hsm,
     identity,
     init,
     journal,
@@ -39,6 +40,7 @@ COMMANDS: Final[tuple[ModuleType, ...]] = (
     identity,
     ca,
     keys,
+    hsm,
     send,
     receive,
     queues,
@@ -52,7 +54,7 @@ COMMANDS: Final[tuple[ModuleType, ...]] = (
 """Modules with a ``register(app)``, in the order of the help."""
 
 PANELS: Final = {
-    "Set up": ("init", "server", "config", "identity", "ca", "keys"),
+    "Set up": ("init", "server", "config", "identity", "ca", "keys", "hsm"),
     "Messages": ("send", "receive"),
     "Look inside and put in order": (
         "queues",

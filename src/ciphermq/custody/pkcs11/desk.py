@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import pkcs11
@@ -13,6 +13,7 @@ from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
 from pkcs11.exceptions import AttributeSensitive, AttributeTypeInvalid, PKCS11Error
 
 from ciphermq.custody.pkcs11 import library
+from ciphermq.custody.pkcs11.address import Address
 from ciphermq.custody.pkcs11.library import Stale, explained
 from ciphermq.custody.pkcs11.owner import Owner
 from ciphermq.custody.pkcs11.pin import Pin
@@ -31,24 +32,6 @@ _MAY: Final = {
 }
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
-
-
-class Address(NamedTuple):
-    """Which token: by the module it is reached through, and its label or serial number."""
-
-    module: str
-    label: str = ""
-    serial: str = ""
-
-    def __str__(self) -> str:
-        named = f"token {self.label!r}" if self.label else f"token with serial {self.serial!r}"
-        return f"the {named}"
-
-    def fits(self, token: Any) -> bool:
-        """Whether `token` is the one."""
-        return (not self.label or token.label == self.label) and (
-            not self.serial or serial_of(token) == self.serial
-        )
 
 
 class KeyInfo(msgspec.Struct, frozen=True):
@@ -264,7 +247,7 @@ def open_desk(owner: Owner, address: Address, pin: Pin | None) -> Desk:
 def find_token(owner: Owner, address: Address) -> Any:
     """The one token that fits. `TokenAway` when none does, `TokenError` when several do."""
     try:
-        found = [token for token in tokens(owner) if address.fits(token)]
+        found = [token for token in tokens(owner) if _fits(address, token)]
     except Stale as stale:
         raise library.away(str(address)) from stale
     if not found:
@@ -276,6 +259,12 @@ def find_token(owner: Owner, address: Address) -> Any:
             "say which by its serial number"
         )
     return found[0]
+
+
+def _fits(address: Address, token: Any) -> bool:
+    return (not address.label or token.label == address.label) and (
+        not address.serial or serial_of(token) == address.serial
+    )
 
 
 def tokens(owner: Owner) -> list[Any]:

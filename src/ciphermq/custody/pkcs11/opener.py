@@ -46,6 +46,11 @@ class TokenOpener:
         opener.check()
         return opener
 
+    @classmethod
+    def make(cls, token: Token, label: str = "CipherMQ receiver") -> TokenOpener:
+        """A new key on `token`."""
+        return cls.find(token, token.make_p256(label, may=("derive",)))
+
     def check(self) -> None:
         """Open something sealed to the public half: `TokenError` when the token can't."""
         probe = bytes(SESSION_KEY_SIZE)

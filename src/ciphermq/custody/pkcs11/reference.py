@@ -8,20 +8,17 @@ its token is away; the token itself is named once, in ``identity.toml``.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 from ciphermq import limits
-from ciphermq.custody import disk, files
-from ciphermq.custody.armour import armour, label_of, strip_armour
-from ciphermq.custody.face import Opener
+from ciphermq.custody import files
+from ciphermq.custody.armour import armour, strip_armour
 from ciphermq.custody.pkcs11.opener import TokenOpener
 from ciphermq.custody.pkcs11.token import Token
 from ciphermq.errors import IdentityError
 from ciphermq.model.envelope import KEY_ID_SIZE
 from ciphermq.model.suites import Suite
 
-_LABEL: Final = "CIPHERMQ TOKEN KEY"
 _HEAD: Final = 1 + KEY_ID_SIZE
 _ID_AT: Final = _HEAD + Suite.P256.public_key_size
 
@@ -29,12 +26,7 @@ _ID_AT: Final = _HEAD + Suite.P256.public_key_size
 def encode(opener: TokenOpener) -> bytes:
     """The file's content."""
     head = bytes([opener.suite]) + opener.key_id
-    return armour(_LABEL, head + opener.public_key + opener.object_id)
-
-
-def is_reference(data: bytes) -> bool:
-    """Whether a key file's content is such a reference."""
-    return label_of(data) == _LABEL
+    return armour(files.REFERENCE, head + opener.public_key + opener.object_id)
 
 
 def decode(data: bytes, what: str, token: Token | None) -> TokenOpener:
@@ -42,7 +34,7 @@ def decode(data: bytes, what: str, token: Token | None) -> TokenOpener:
 
     Raises `IdentityError`, naming the file as `what`."""
     try:
-        content = strip_armour(_LABEL, data)
+        content = strip_armour(files.REFERENCE, data)
     except ValueError as error:
         raise IdentityError(f"{what} is damaged: {error}") from error
     public_key, object_id = content[_HEAD:_ID_AT], content[_ID_AT:]
@@ -57,11 +49,3 @@ def decode(data: bytes, what: str, token: Token | None) -> TokenOpener:
     if opener.key_id != content[1:_HEAD]:
         raise IdentityError(f"{what} is damaged: it does not hold the key that it names")
     return opener
-
-
-def load(path: Path, secret: bytes | None, token: Token | None) -> Opener:
-    """The key of file `path`, whether it is in it or on `token`; raises as `FileOpener.load`."""
-    data = disk.read_private(path, limit=limits.MAX_KEY_FILE)
-    if is_reference(data):
-        return decode(data, str(path), token)
-    return files.decode_key(data, str(path), secret)

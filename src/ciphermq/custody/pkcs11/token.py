@@ -18,7 +18,8 @@ from pkcs11 import KDF, MGF, Attribute, KeyType, Mechanism
 from ciphermq import limits
 from ciphermq.custody.guarded import Guarded
 from ciphermq.custody.pkcs11 import library
-from ciphermq.custody.pkcs11.desk import Address, Desk, KeyInfo, PublicKey, open_desk
+from ciphermq.custody.pkcs11.address import Address
+from ciphermq.custody.pkcs11.desk import Desk, KeyInfo, PublicKey, open_desk
 from ciphermq.custody.pkcs11.library import Stale
 from ciphermq.custody.pkcs11.owner import Owner, owner_of
 from ciphermq.custody.pkcs11.pin import Pin
@@ -126,7 +127,7 @@ class Token:
         """That the token has the one private key of that id; raises as `public_key` does."""
         self._do(lambda desk: desk.private(key_id))
 
-    def keys(self) -> list[KeyInfo]:
+    def private_keys(self) -> list[KeyInfo]:
         """The private keys on it."""
         return self._do(Desk.private_keys)
 

@@ -31,14 +31,16 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ciphermq import limits
 from ciphermq.custody import disk, keys
-from ciphermq.custody.armour import armour, label_of, strip_armour
-from ciphermq.custody.pkcs11.desk import Address
+from ciphermq.custody.armour import armour, strip_armour
+from ciphermq.custody.files import HSM_WRAPPED
 from ciphermq.custody.pkcs11.opener import TokenOpener
 from ciphermq.custody.pkcs11.token import Token
 from ciphermq.errors import IdentityError, TokenError, WrapRefused
 from ciphermq.model.suites import Suite
 
-LABEL: Final = "CIPHERMQ TOKEN WRAPPED SECRET"
+FILE: Final = "CipherMQ file"
+"""Purpose of a whole file, such as the broker's at-rest key, that was wrapped as it was."""
+
 _FORMAT: Final = 1
 _KEY_SIZE: Final = 32
 _INFO: Final = b"CipherMQ/2 token wrap\0"
@@ -132,18 +134,13 @@ def wrap(
     )
     if made.open(token, purpose, "what was just wrapped") != secret:
         raise TokenError(f"{token} does not give back what its key {object_id.hex()} wrapped")
-    return armour(LABEL, msgspec.msgpack.encode(made))
-
-
-def is_wrapped(data: bytes) -> bool:
-    """Whether a file's content is such a secret."""
-    return label_of(data) == LABEL
+    return armour(HSM_WRAPPED, msgspec.msgpack.encode(made))
 
 
 def decode(data: bytes, what: str) -> Wrapped:
     """The reverse of `wrap`, all but the opening; `IdentityError` naming the file as `what`."""
     try:
-        found = msgspec.msgpack.decode(strip_armour(LABEL, data), type=Wrapped)
+        found = msgspec.msgpack.decode(strip_armour(HSM_WRAPPED, data), type=Wrapped)
     except (ValueError, msgspec.DecodeError) as error:
         raise IdentityError(f"{what} is damaged ({error}): restore it from a backup") from error
     if found.format != _FORMAT:
@@ -154,8 +151,3 @@ def decode(data: bytes, what: str) -> Wrapped:
 def read(path: Path) -> Wrapped:
     """The wrapped secret in file `path`."""
     return decode(disk.read_private(path, limit=limits.MAX_KEY_FILE), str(path))
-
-
-def address_of(wrapped: Wrapped, module: str) -> Address:
-    """Where the key is, as whoever wrapped it reached the token."""
-    return Address(module, wrapped.label, wrapped.serial)
