@@ -214,6 +214,10 @@ class Desk:
 
         self._write(delete)
 
+    def change_pin(self, old: Pin, new: Pin) -> None:
+        """Replace the user's PIN."""
+        self._write(lambda session: session.set_pin(old.reveal(), new.reveal()))
+
     def _write(self, change: Callable[[Any], None]) -> None:
         with self.calling("write"):
             # No PIN: a module is logged in, or not, as a whole.

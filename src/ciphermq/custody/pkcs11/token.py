@@ -151,6 +151,14 @@ class Token:
         """Delete the key of that id from the token, for ever."""
         self._do(lambda desk: desk.destroy(key_id))
 
+    def change_pin(self, new: Pin) -> None:
+        """Give the token the PIN `new` in place of the one that this was made with."""
+        old = self._pin
+        if old is None:
+            raise UsageError("a PIN is changed by who knows the old one")
+        self._do(lambda desk: desk.change_pin(old, new))
+        self._pin = new
+
     def _make(self, key_id: bytes | None, make: Callable[[Desk, bytes], None]) -> bytes:
         def work(desk: Desk) -> bytes:
             used = desk.ids()
