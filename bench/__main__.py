@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import hsm, machine, onex, queue, waiting
+from bench import catalogs, hsm, logs, machine, onex, queue, waiting
 
 TOPICS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
     "queue": queue.measure,
     "waiting": waiting.measure,
     "one-x": onex.measure,
+    "catalogs": catalogs.measure,
+    "logging": logs.measure,
     "hsm": hsm.measure,
 }
 

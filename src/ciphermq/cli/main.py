@@ -24,6 +24,7 @@ from ciphermq.cli import (
     init,
     journal,
     keys,
+    onexclients,
     queues,
     receive,
     send,
@@ -43,6 +44,7 @@ COMMANDS: Final[tuple[ModuleType, ...]] = (
     hsm,
     send,
     receive,
+    onexclients,
     queues,
     exchanges,
     waiting,
@@ -56,6 +58,7 @@ COMMANDS: Final[tuple[ModuleType, ...]] = (
 PANELS: Final = {
     "Set up": ("init", "server", "config", "identity", "ca", "keys", "hsm"),
     "Messages": ("send", "receive"),
+    "As CipherMQ 1.x did": ("sender", "receiver"),
     "Look inside and put in order": (
         "queues",
         "exchanges",

@@ -117,6 +117,14 @@ def check_message_id(text: str) -> str:
     return text
 
 
+def is_message_id(text: str) -> bool:
+    """Whether a 1.x message may have this id."""
+    try:
+        return bool(check_message_id(text))
+    except MalformedBatch:
+        return False
+
+
 def internal_id(message_id: str) -> bytes:
     """The 16 bytes by which the rest of the program knows a message with this id.
 

@@ -52,7 +52,7 @@ async def dial(
     where = parse_url(url)
     options = options or LinkOptions()
     greeting = _Greeting(hello, on_frame, on_lost, on_writable)
-    sock = await _connect(where, options.connect_timeout)
+    sock = await connect_tcp(where, options.connect_timeout)
     channel = Channel(
         context,
         greeting.speak,
@@ -71,8 +71,10 @@ async def dial(
         raise
 
 
-async def _connect(where: HostPort, limit: float) -> socket.socket:
-    """A TCP connection to the first of the host's addresses that answers."""
+async def connect_tcp(where: HostPort, limit: float) -> socket.socket:
+    """A TCP connection to the first of the host's addresses that answers, within `limit` seconds.
+
+    Raises `ConnectFailed` or `HostUnknown`."""
     try:
         async with asyncio.timeout(limit):
             return await _connect_any(where)

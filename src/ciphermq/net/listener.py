@@ -58,8 +58,11 @@ class Listener:
         options: LinkOptions | None = None,
         max_connections: int = limits.MAX_CONNECTIONS,
         max_connections_per_client: int = limits.MAX_CONNECTIONS_PER_CLIENT,
+        check: Callable[[bytes], None] = lambda _: None,
     ) -> None:
-        """`sessions`: by the protocol's name in TLS; None stands for a peer that names none."""
+        """`sessions`: by the protocol's name in TLS; None stands for a peer that names none.
+
+        `check` is given each client's certificate (DER), and raises `CertificateError`."""
         self.where = where
         self.counters = Counters("accepted", "refused", "tls_failed", "accept_pauses")
         self._context = context
@@ -67,6 +70,7 @@ class Listener:
         self._options = options or LinkOptions()
         self._most = max_connections
         self._most_per_client = max_connections_per_client
+        self._check = check
         self._socket: socket.socket | None = None
         self._full = False
         self._resume: asyncio.TimerHandle | None = None
@@ -192,7 +196,8 @@ class Listener:
 
     def _failed(self, peer: str, error: CipherMQError) -> None:
         self.counters.add("tls_failed")
-        self._refused(peer, str(error))
+        self.counters.add("refused")
+        _log.error("TLS handshake failed", peer=peer, reason=str(error))
 
     def _secured(self, channel: Channel) -> None:
         """TLS is up: find out who it is, and hand the channel to the protocol it chose."""
@@ -203,6 +208,7 @@ class Listener:
             # Who names no protocol speaks 1.x, if that is let in at all, and 1.x knows no usages.
             required = channel.protocol is not None or None not in self._sessions
             client = client_id_of(channel.peer_certificate, usage_required=required)
+            self._check(channel.peer_certificate)
             start = self._start_of(channel, client)
         except CertificateError as error:
             self._turn_away(channel, AccessRefused(str(error)))

@@ -31,6 +31,7 @@ from ciphermq.server.confirms import Confirms
 from ciphermq.server.flow import Brake
 from ciphermq.server.outcomes import failure, follow
 from ciphermq.server.services import Services
+from ciphermq.telemetry.traffic import BatchPublished, MessagePublished
 from ciphermq.wire.cmq2.frames import ConfirmKind, PublishFrame, Return, Sealed
 
 _SKEW_MS: Final = limits.CLOCK_SKEW * 1000
@@ -172,6 +173,14 @@ class Publishing:
         if onex.is_onex(sealed):
             note_message(services, self._client, header, onex.parse(sealed).message_id)
         else:
+            services.traffic.note(
+                BatchPublished,
+                header.batch_id.hex(),
+                self._client,
+                header.exchange,
+                header.routing_key,
+                header.count,
+            )
             services.catalog.note_published(
                 Publication(
                     header.batch_id,
@@ -194,6 +203,7 @@ class Publishing:
 
 def note_message(services: Services, client: str, header: Header, message_id: str) -> None:
     """A message of 1.x was stored, and not before."""
+    services.traffic.note(MessagePublished, message_id, client, header.exchange, header.routing_key)
     services.catalog.note_message(
         OnexPublication(message_id, client, header.exchange, header.routing_key, services.now_ms())
     )
