@@ -13,8 +13,7 @@
     │   ├── AuthorityError             the certificate authority's own directory
     │   └── TokenError                 a hardware token, until somebody does something about it
     │       ├── PinError               missing, wrong, locked; a wrong one is never tried again
-    │       ├── TokenKeyNotFound
-    │       └── TokenKeyAmbiguous      several keys of one id
+    │       └── TokenKeyUnclear        no key of that id, or several: which there are
     ├── BatchError                     a fault of the batch: it goes to the dead letters
     │   ├── MalformedBatch
     │   │   ├── UnsupportedVersion
@@ -161,12 +160,8 @@ class PinError(TokenError):
     """A token's PIN is missing, wrong or locked. It is never tried again by itself."""
 
 
-class TokenKeyNotFound(TokenError):
-    """No key of that id is on the token."""
-
-
-class TokenKeyAmbiguous(TokenError):
-    """Several keys of one id are on the token. Lists them."""
+class TokenKeyUnclear(TokenError):
+    """No key of that id is on the token, or several. Lists what there is."""
 
 
 # --- faults of a batch: to the dead letters ----------------------------------------------------
@@ -491,13 +486,11 @@ class Unfinished(CipherMQError):
     """A command or process ended before all that was asked for was done."""
 
 
-def _walk(cls: type[CipherMQError]) -> list[type[CipherMQError]]:
+def _walk(cls: type[Refused]) -> list[type[Refused]]:
     return [cls] + [found for sub in cls.__subclasses__() for found in _walk(sub)]
 
 
-REFUSALS: dict[str, type[Refused]] = {
-    cls.code: cls for cls in _walk(Refused) if issubclass(cls, Refused)
-}
+REFUSALS: dict[str, type[Refused]] = {cls.code: cls for cls in _walk(Refused)}
 """Wire code to exception, for the side that receives a refusal."""
 
 

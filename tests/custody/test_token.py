@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -24,14 +25,13 @@ from ciphermq.custody.pkcs11.address import Address
 from ciphermq.custody.pkcs11.opener import TokenOpener
 from ciphermq.custody.pkcs11.owner import owner_of
 from ciphermq.custody.pkcs11.pin import Pin
-from ciphermq.custody.pkcs11.signer import TokenSigningKey
+from ciphermq.custody.pkcs11.signer import TokenSigner, TokenSigningKey
 from ciphermq.custody.pkcs11.token import Token
 from ciphermq.errors import (
     PinError,
     TokenAway,
     TokenError,
-    TokenKeyAmbiguous,
-    TokenKeyNotFound,
+    TokenKeyUnclear,
     UsageError,
 )
 from ciphermq.model.suites import Suite
@@ -117,6 +117,28 @@ def test_a_round_trip_with_a_p256_key_goes_by_hpke(hsm: SoftHsm) -> None:
     assert steps[-1] == "compared: equal"
 
 
+def test_a_signature_that_is_not_the_certificates_goes_nowhere(hsm: SoftHsm) -> None:
+    token = hsm.token()
+    mine, other = (token.make_p256("x", may=("sign",)) for _ in range(2))
+    key = TokenSigningKey.find(token, mine)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "alice")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    chain = (certificate.public_bytes(serialization.Encoding.DER),)
+    assert TokenSigner(token, mine, chain).sign(b"data")
+    with pytest.raises(TokenError, match="names another key"):
+        TokenSigner(token, other, chain).sign(b"data")
+
+
 # --- finding -------------------------------------------------------------------------------------
 
 
@@ -139,22 +161,22 @@ def test_what_is_there_is_told(hsm: SoftHsm) -> None:
 
 def test_a_key_that_is_not_there_is_told_with_those_that_are(hsm: SoftHsm) -> None:
     token = hsm.token()
-    with pytest.raises(TokenKeyNotFound, match=r"no private key of id 77.*none at all"):
+    with pytest.raises(TokenKeyUnclear, match=r"no private key of id 77.*none at all"):
         token.check_private(b"\x77")
     hsm.make_ec("0a")
     for look in (token.check_private, token.public_key, lambda _: token.ecdh(b"\x77", b"")):
-        with pytest.raises(TokenKeyNotFound, match=r"id 77.*0a"):
+        with pytest.raises(TokenKeyUnclear, match=r"id 77.*0a"):
             look(b"\x77")
 
 
 def test_several_keys_of_one_id_are_an_error_that_lists_them(hsm: SoftHsm) -> None:
     hsm.make_ec("0a", label="the first")
     hsm.make_ec("0a", label="the second")
-    with pytest.raises(TokenKeyAmbiguous) as caught:
+    with pytest.raises(TokenKeyUnclear) as caught:
         TokenOpener.find(hsm.token(), b"\x0a")
     assert "the first" in str(caught.value)
     assert "the second" in str(caught.value)
-    with pytest.raises(TokenKeyAmbiguous, match="2 private keys"):
+    with pytest.raises(TokenKeyUnclear, match="2 private keys"):
         hsm.token().check_private(b"\x0a")
 
 
@@ -229,7 +251,7 @@ def test_a_locked_token_is_told(hsm: SoftHsm, faults: Faults) -> None:
 def test_a_second_login_is_none(hsm: SoftHsm, faults: Faults) -> None:
     """Another part of the program may have logged in: the module is then, for all of it."""
     faults.once("open", exceptions.UserAlreadyLoggedIn())
-    with pytest.raises(TokenKeyNotFound):
+    with pytest.raises(TokenKeyUnclear):
         hsm.token().public_key(b"\x01")
 
 

@@ -21,7 +21,7 @@ from ciphermq.errors import (
     PinError,
     TokenAway,
     TokenError,
-    TokenKeyNotFound,
+    TokenKeyUnclear,
 )
 from support.softhsm import SoftHsm, make_softhsm
 
@@ -85,7 +85,7 @@ def test_pkcs1_is_for_rsa(hsm: SoftHsm) -> None:
     made = token.make_p256("k", may=("derive",))
     with pytest.raises(TokenError, match="is no RSA key"):
         wrapping.wrap(SECRET, token, made, purpose=PURPOSE, pkcs1=True)
-    with pytest.raises(TokenKeyNotFound):
+    with pytest.raises(TokenKeyUnclear):
         wrapping.wrap(SECRET, token, b"\x77", purpose=PURPOSE)
 
 

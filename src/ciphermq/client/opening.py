@@ -43,7 +43,7 @@ class Unsealer:
         self._core = core
         self._session_keys = (
             SessionKeys(limits.TOKEN_SESSION_KEYS, limits.TOKEN_SESSION_KEY_LIFETIME)
-            if core.identity.current_key.blocking
+            if any(opener.blocking for opener in core.identity.keyring)
             else SessionKeys()
         )
         self.refused = 0

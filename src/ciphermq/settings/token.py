@@ -20,5 +20,6 @@ class TokenSection(Section):
     serial: str = Field(default="", description="the token's serial number")
     pin: str = Field(
         default="env:CIPHERMQ_PIN",
-        description='where its PIN comes from, "env:NAME" or "file:PATH"; never the PIN itself',
+        description='where its PIN comes from, "env:NAME" or "file:PATH" (a relative path is one '
+        "beside the at-rest key); never the PIN itself",
     )

@@ -17,7 +17,7 @@ from ciphermq.custody.pkcs11.address import Address
 from ciphermq.custody.pkcs11.library import Stale, explained
 from ciphermq.custody.pkcs11.owner import Owner
 from ciphermq.custody.pkcs11.pin import Pin
-from ciphermq.errors import TokenError, TokenKeyAmbiguous, TokenKeyNotFound
+from ciphermq.errors import TokenError, TokenKeyUnclear
 
 _PARAMETERS: Final = {
     bytes.fromhex("06082a8648ce3d030107"): ec.SECP256R1(),
@@ -107,12 +107,12 @@ class Desk:
         what = "private" if kind is ObjectClass.PRIVATE_KEY else "public"
         if found:
             listed = "; ".join(f"{_kind(key)} {_get(key, Attribute.LABEL, '')!r}" for key in found)
-            raise TokenKeyAmbiguous(
+            raise TokenKeyUnclear(
                 f"{self.address} holds {len(found)} {what} keys of id {key_id.hex()}: {listed}. "
                 "Which one is meant can't be told: give each an id of its own"
             )
         others = sorted({info.id for info in self.private_keys()})
-        raise TokenKeyNotFound(
+        raise TokenKeyUnclear(
             f"{self.address} holds no {what} key of id {key_id.hex()}; its private keys have "
             f"{', '.join(others) or 'none at all'}"
         )
@@ -346,5 +346,5 @@ def _get(key: Any, attribute: Attribute, otherwise: Any) -> Any:
     """An attribute that some devices don't tell."""
     try:
         return key[attribute]
-    except (AttributeTypeInvalid, AttributeSensitive, NotImplementedError):
+    except (AttributeTypeInvalid, AttributeSensitive):
         return otherwise

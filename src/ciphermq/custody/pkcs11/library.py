@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from pkcs11 import exceptions
 
-from ciphermq.errors import CipherMQError, PinError, TokenAway, TokenError
+from ciphermq.errors import PinError, TokenAway, TokenError
 
 MODULE_VARIABLE: Final = "CIPHERMQ_PKCS11_MODULE"
 
@@ -65,7 +65,7 @@ _PIN: Final = (
 )
 
 
-class Stale(CipherMQError):
+class Stale(Exception):
     """A session is of no use any more. Never leaves this package."""
 
 

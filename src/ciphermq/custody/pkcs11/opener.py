@@ -34,7 +34,7 @@ class TokenOpener:
     def find(cls, token: Token, object_id: bytes) -> TokenOpener:
         """The key of that id on `token`, if it can be a receiver's.
 
-        Raises `TokenKeyNotFound`, `TokenKeyAmbiguous`, `TokenError` for a key of another kind, or
+        Raises `TokenKeyUnclear`, `TokenError` for a key of another kind, or
         whose two halves don't belong together."""
         public = token.public_key(object_id)
         if not isinstance(public, ec.EllipticCurvePublicKey) or public.curve.name != "secp256r1":

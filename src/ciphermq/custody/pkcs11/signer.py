@@ -29,7 +29,8 @@ class TokenSigner:
             public_key = x509.load_der_x509_certificate(chain[0]).public_key()
         except ValueError as error:
             raise CertificateError(f"the signer's certificate can't be read: {error}") from error
-        self._key = TokenSigningKey(token, object_id, _checked(public_key, object_id, token))
+        self._public_key = _checked(public_key, object_id, token)
+        self._key = TokenSigningKey(token, object_id, self._public_key)
         self.chain = chain
         self.certificate_sha256 = hashlib.sha256(chain[0]).digest()
 
@@ -37,8 +38,16 @@ class TokenSigner:
         return f"<signer with {self._key!r}>"
 
     def sign(self, data: bytes) -> bytes:
-        """See `ciphermq.custody.face.Signer`."""
-        return signatures.sign(self._key, data)
+        """See `ciphermq.custody.face.Signer`. `TokenError` when the key there is another than the
+        certificate's, or the device has failed: what it makes is verified before anybody sees it.
+        """
+        signature = signatures.sign(self._key, data)
+        if not signatures.verifies(self._public_key, signature, data):
+            raise TokenError(
+                f"what {self._key!r} signs does not verify with the certificate: "
+                "token.signing_key in identity.toml names another key, or the device is faulty"
+            )
+        return signature
 
 
 class TokenSigningKey(ec.EllipticCurvePrivateKey):
@@ -56,7 +65,7 @@ class TokenSigningKey(ec.EllipticCurvePrivateKey):
     def find(cls, token: Token, object_id: bytes) -> TokenSigningKey:
         """The key of that id on `token`, if a certificate's can be there and it signs.
 
-        Raises `TokenKeyNotFound`, `TokenKeyAmbiguous`, `TokenError`."""
+        Raises `TokenKeyUnclear`, `TokenError`."""
         public = _checked(token.public_key(object_id), object_id, token)
         key = cls(token, object_id, public)
         probe = b"CipherMQ asks whether this key signs"

@@ -119,7 +119,7 @@ class Token:
     def public_key(self, key_id: bytes) -> PublicKey:
         """The public half of the key of that id.
 
-        Raises `TokenKeyNotFound`, or `TokenKeyAmbiguous`, which lists them.
+        Raises `TokenKeyUnclear`, which lists what there is.
         """
         return self._do(lambda desk: desk.public(key_id))
 
