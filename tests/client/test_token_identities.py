@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -110,6 +112,53 @@ async def test_a_batch_costs_one_call_and_a_message_none(
     assert 1 < batches < 100
     # No call that is not an ECDH, but for the session that was opened and the key looked up in it.
     assert spent(hsm, before)["ecdh"] == batches
+
+
+async def test_a_wrong_pin_is_told_at_the_start(
+    deployment: Deployment,
+    broker: Broker,
+    join: Join,
+    hsm: SoftHsm,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    path = add(deployment, "carol", TokenPlan(token=hsm.token()))
+    # As another process would: through a module that nobody has logged in to.
+    other = tmp_path / "another.so"
+    shutil.copyfile(hsm.module, other)
+    settings = IdentitySettings.read(path)
+    assert settings.token is not None
+    moved = msgspec.structs.replace(settings.token, module=str(other))
+    msgspec.structs.replace(settings, token=moved).write(path)
+    monkeypatch.setenv("CIPHERMQ_PIN", "1111")
+    for _ in range(3):
+        with pytest.raises(PinError, match="refuses the PIN"):
+            await join("carol")
+
+
+async def test_a_token_may_be_away_at_the_start(
+    deployment: Deployment,
+    broker: Broker,
+    join: Join,
+    hsm: SoftHsm,
+    faults: Faults,
+    alice: Client,
+) -> None:
+    add(deployment, "carol", TokenPlan(token=hsm.token()))
+    await (await join("carol")).register_key()
+    await alice.sender("carol").send(b"x")
+    faults.always("*", exceptions.TokenNotPresent())
+    carol = await join("carol")
+    async with carol.receiver(limit=1) as messages:
+        waiting = asyncio.create_task(messages.next())
+        seen = faults.calls["get_slots"]
+        while faults.calls["get_slots"] < seen + 2:
+            assert not waiting.done()
+            await asyncio.sleep(0.01)
+        faults.mend()
+        message = await waiting
+        assert message is not None
+        message.ack()
 
 
 async def test_a_redelivery_costs_no_call(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -100,6 +103,33 @@ def test_a_thread_does_not_wait_for_itself() -> None:
         with pytest.raises(RuntimeError, match="holds the lock already"), guarded.lock():
             pass
         assert view["a"] == 1, "the lock is still held"
+
+
+def test_a_child_finds_the_lock_free() -> None:
+    """Whatever another thread did with it when the child was forked."""
+    program = """
+        import os, threading
+        from ciphermq.custody.guarded import Guarded
+        guarded = Guarded({"n": 0}).kept_at_forks()
+        stop = threading.Event()
+        def use():
+            while not stop.is_set():
+                with guarded.lock() as view:
+                    view["n"] += 1
+        threads = [threading.Thread(target=use) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                with guarded.lock() as view:
+                    os._exit(0 if view["n"] >= 0 else 1)
+            assert os.waitpid(child, 0)[1] == 0
+        stop.set()
+        for thread in threads:
+            thread.join()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=100)
 
 
 def test_what_was_given_in_is_no_other_way_in() -> None:

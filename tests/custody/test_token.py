@@ -56,6 +56,20 @@ def opens(opener: TokenOpener) -> bool:
     return opener.unwrap(sealed, b"info") == SESSION_KEY
 
 
+def assert_runs(program: str, hsm: SoftHsm) -> str:
+    """What `program` prints, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env={**os.environ, **hsm.environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 # --- beside another tool -------------------------------------------------------------------------
 
 
@@ -223,6 +237,14 @@ def test_a_module_must_be_one(tmp_path: Path) -> None:
         Token(Address(str(tmp_path / "text.so"), "t"), None).private_keys()
 
 
+def test_a_module_that_fails_is_told(hsm: SoftHsm, faults: Faults) -> None:
+    faults.once("get_slots", exceptions.GeneralError())
+    with pytest.raises(TokenAway, match="general error"):
+        survey.look(str(hsm.module))
+    faults.once("get_token", exceptions.DeviceRemoved())
+    assert len(survey.look(str(hsm.module)).tokens) == 1, "the other slot is shown all the same"
+
+
 def test_the_modules_of_a_machine(monkeypatch: pytest.MonkeyPatch, hsm: SoftHsm) -> None:
     monkeypatch.setattr(library, "KNOWN_MODULES", (str(hsm.module), "/nowhere.so"))
     assert library.known() == [str(hsm.module)]
@@ -240,6 +262,32 @@ def test_a_wrong_pin_is_tried_once(hsm: SoftHsm, faults: Faults) -> None:
         assert "1111" not in str(caught.value)
     assert faults.calls["open"] == 1, "three tries would have brought it near its lock"
     assert hsm.token().private_keys() == [], "the right one is another matter"
+
+
+def test_a_child_does_not_try_it_again_either(hsm: SoftHsm) -> None:
+    program = f"""
+        import os
+        from ciphermq.custody.pkcs11 import desk
+        from ciphermq.custody.pkcs11.address import Address
+        from ciphermq.custody.pkcs11.pin import Pin
+        from ciphermq.custody.pkcs11.token import Token
+        from ciphermq.errors import PinError
+        real, tries = desk.open_desk, []
+        from ciphermq.custody.pkcs11 import token
+        token.open_desk = lambda *words: (tries.append(1), real(*words))[1]
+        wrong = Token(Address({str(hsm.module)!r}, {hsm.label!r}), Pin("1111"))
+        def refused():
+            try:
+                wrong.private_keys()
+            except PinError:
+                return True
+        assert refused()
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if refused() and len(tries) == 1 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    assert_runs(program, hsm)
 
 
 def test_a_locked_token_is_told(hsm: SoftHsm, faults: Faults) -> None:
@@ -425,15 +473,7 @@ def test_a_child_has_an_owner_of_its_own(hsm: SoftHsm) -> None:
             assert os.waitpid(child, 0)[1] == 0
         assert works()
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        env={**os.environ, **hsm.environment},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    assert_runs(program, hsm)
 
 
 # --- really away ---------------------------------------------------------------------------------
@@ -457,15 +497,7 @@ def test_a_token_that_is_not_there_at_the_start_comes(hsm: SoftHsm) -> None:
         except TokenAway as away:
             print(away)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        env={**os.environ, **hsm.environment},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert "is not there: plug it in" in done.stdout, done.stderr
+    assert "is not there: plug it in" in assert_runs(program, hsm)
 
 
 def test_limits_make_sense() -> None:

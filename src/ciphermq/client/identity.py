@@ -78,6 +78,7 @@ class Identity:
         self.onex = OnexReader.load(path, self.settings.one_x, self.keyring)
         """Opens messages of CipherMQ 1.x; None: it takes none."""
         self._secret = secret
+        self._token = token
 
     @classmethod
     def load(
@@ -173,6 +174,19 @@ class Identity:
             raise CertificateError(
                 f"{self._title} expired on {dates.spell(end_ms)}: {self._renewal}"
             )
+
+    def check_token(self) -> None:
+        """Log in to the hardware token, if there is one, and look for its present keys there: what
+        is wrong is better told at the start than by the first message.
+
+        Raises a kind of `TokenError`, or `TokenAway`. It waits for a device: not for an event loop.
+        """
+        if self._token is None:
+            return
+        held = self.settings.token
+        found = (getattr(self.current_key, "object_id", None), held and held.signing_id)
+        for object_id in filter(None, found):
+            self._token.check_private(object_id)
 
     def warnings(self, now_ms: int) -> list[str]:
         """Sentences about what ends soon, or has ended."""

@@ -15,10 +15,11 @@ can't stop is a mutable *value* that is carried out of the block; so values are 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -52,6 +53,16 @@ class Guarded(Generic[K, V]):
             finally:
                 view.release()
                 self.__holder = None
+
+    def kept_at_forks(self) -> Self:
+        """Have no thread hold the lock at the moment of a fork: a child has no other thread that
+        could ever release it. For what lives as long as the process."""
+        os.register_at_fork(
+            before=self.__lock.acquire,
+            after_in_parent=self.__lock.release,
+            after_in_child=self.__lock.release,
+        )
+        return self
 
     def __repr__(self) -> str:
         return "<Guarded: lock it to see what is inside>"

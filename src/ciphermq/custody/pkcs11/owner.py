@@ -101,7 +101,9 @@ class Owner:
             self._jobs.get().run(self)
 
 
-_owners: Guarded[tuple[int, str], Owner] = Guarded()
+_owners: Guarded[tuple[int, str], Owner] = Guarded[tuple[int, str], Owner]().kept_at_forks()
+"""By process and path. A child keeps its parent's too, so that nothing finalises the parent's
+module in its name."""
 
 
 def owner_of(path: str) -> Owner:
@@ -116,16 +118,3 @@ def owner_of(path: str) -> Owner:
         if owner is None:
             owner = owners[key] = Owner(path)
         return owner
-
-
-def _begin_anew() -> None:
-    # The lock may have been held by a thread that the child does not have.
-    global _owners
-    _kept.append(_owners)
-    _owners = Guarded()
-
-
-_kept: list[Guarded[tuple[int, str], Owner]] = []
-"""What a child inherited, kept so that nothing finalises the parent's module in its name."""
-
-os.register_at_fork(after_in_child=_begin_anew)

@@ -20,7 +20,7 @@ from ciphermq.custody.pkcs11.opener import TokenOpener
 from ciphermq.custody.pkcs11.owner import Owner, owner_of
 from ciphermq.custody.pkcs11.pin import Pin
 from ciphermq.custody.pkcs11.token import Token
-from ciphermq.errors import TokenError
+from ciphermq.errors import TokenAway, TokenError
 from ciphermq.model.suites import SESSION_KEY_SIZE, Suite
 
 _OAEP: Final = padding.OAEP(padding.MGF1(hashes.SHA1()), hashes.SHA1(), None)  # noqa: S303
@@ -50,8 +50,12 @@ class ModuleInfo(msgspec.Struct, frozen=True):
 
 
 def look(path: str) -> ModuleInfo:
-    """The module at `path` with its tokens; asks no PIN. Raises a kind of `TokenError`."""
-    return owner_of(path).do(_look)
+    """The module at `path` with its tokens; asks no PIN. Raises `TokenAway`, or a kind of
+    `TokenError`."""
+    try:
+        return owner_of(path).do(_look)
+    except library.Stale as stale:
+        raise TokenAway(f"{stale}: see whether the device is plugged in") from stale
 
 
 def uses(key: KeyInfo) -> list[str]:

@@ -31,8 +31,8 @@ _SECRET: Final = {Attribute.SENSITIVE: False, Attribute.EXTRACTABLE: True}
 """Of what ECDH gives: an object of the session, to be read and then destroyed."""
 _P256_BYTES: Final = 32
 
-_refused: Guarded[tuple[Address, str], str] = Guarded()
-"""PINs that a token has refused in this process, with what it said."""
+_refused: Guarded[tuple[Address, str], str] = Guarded[tuple[Address, str], str]().kept_at_forks()
+"""PINs that a token has refused in this process, or before it was forked, and what it said."""
 
 
 class Token:
