@@ -339,6 +339,10 @@ DATABASE_TIMEOUT: Final = 10.0
 DATABASE_ROWS: Final = 1000
 """Rows of metadata in one statement: some milliseconds of the event loop's time."""
 
+WAITING_METADATA: Final = 64 * MIB
+"""Notes of 1.x messages in a file, until PostgreSQL has them: more than `MAX_PENDING_METADATA` rows
+need, unless one message is given out again without end."""
+
 DATABASE_GRACE: Final = 10.0
 """How long news of a 1.x message waits for the message itself, which is noted a moment later."""
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from nacl import bindings
 
+from ciphermq import limits
 from ciphermq.client.classic.keys import ReceiversKeys
 from ciphermq.client.classic.peer import Peer, dialect_of
-from ciphermq.client.classic.sender import ClassicSender
+from ciphermq.client.classic.sender import ClassicSender, _pause
 from ciphermq.errors import ConnectFailed, PinnedKeyChanged, Unfinished, UnknownReceiver
 from ciphermq.model import onex
 from ciphermq.settings.onexclient import SenderFile, load_client_file
@@ -272,3 +273,8 @@ async def test_what_is_declared(
 ) -> None:
     await Run(deployment, server, tmp_path, "1.4.0", count=1).program.run()
     assert server._bindings[EXCHANGE, KEY] == {QUEUE}
+
+
+def test_pauses_grow_to_an_end() -> None:
+    pauses = [_pause(tries) for tries in (1, 2, 3, 100_000)]
+    assert pauses == [1.0, 2.0, 4.0, limits.RECONNECT_MOST]

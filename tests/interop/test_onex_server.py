@@ -161,7 +161,7 @@ def confirmed(receiver: Receiver) -> list[str]:
 async def test_none_is_lost_and_none_shown_twice(server: Server, tls: object, version: str) -> None:
     kind = PipelinedSender if version == "1.5" else Sender
     place = server.place("sender_1", tls)
-    sender = kind(place, "sender_1", "receiver_1", BINDING, version, tries=50, pause=0.05)
+    sender = kind(place, "sender_1", "receiver_1", BINDING, version, tries=2000, pause=0.05)
     place = server.place("receiver_1", tls)
     receiver = Receiver(place, "receiver_1", BINDING, PRIVATE, version, pause=0.05)
     await send_and_kill(server, sender, receiver, 1000)
@@ -171,7 +171,9 @@ async def test_none_is_lost_and_none_shown_twice(server: Server, tls: object, ve
 @pytest.mark.parametrize("tls", VERSIONS, ids=VERSIONS.values())
 async def test_ten_thousand(server: Server, tls: object) -> None:
     place = server.place("sender_1", tls)
-    sender = PipelinedSender(place, "sender_1", "receiver_1", BINDING, "1.5", tries=50, pause=0.05)
+    sender = PipelinedSender(
+        place, "sender_1", "receiver_1", BINDING, "1.5", tries=2000, pause=0.05
+    )
     place = server.place("receiver_1", tls)
     receiver = Receiver(place, "receiver_1", BINDING, PRIVATE, "1.5", pause=0.05)
     await send_and_kill(server, sender, receiver, 10_000)

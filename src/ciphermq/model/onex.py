@@ -251,7 +251,7 @@ _BATCH: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 def _members(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        found = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise MalformedBatch(f"the message is not JSON: {error}") from error
     if not isinstance(found, dict):
@@ -269,6 +269,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON's")
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
 
 
 def _text_or_none(members: Mapping[str, Any], name: str) -> str | None:

@@ -267,8 +267,8 @@ class OnexSession:
             self._return(answer, self._failed(error, named))
             return
         self._services.counters.add("publishes_confirmed")
-        if not outcome.result().duplicate:
-            note_message(self._services, self.client, header, message_id)
+        again = outcome.result().duplicate
+        note_message(self._services, self.client, header, message_id, again=again)
         self._answers.settle(answer, speech.Stored(message_id))
 
     def _return(self, answer: Answer, reply: Reply) -> None:

@@ -131,7 +131,7 @@ class ClassicSender:
         away: TransportError | None = None
         for attempt in range(self._pace.max_retries):
             if attempt:
-                await asyncio.sleep(2.0 ** (attempt - 1))
+                await asyncio.sleep(_pause(attempt))
             try:
                 await self._ask_for_keys([one for one in wanted if one not in self._sealing])
                 away = None
@@ -373,7 +373,7 @@ class ClassicSender:
         facts = {"message_id": parcel.message_id, "reason": why, "tries": parcel.tries}
         tries = f"{parcel.tries}/{self._pace.max_retries}"
         if parcel.tries < self._pace.max_retries:
-            parcel.due = time.monotonic() + 2.0 ** (parcel.tries - 1) if pause else 0.0
+            parcel.due = time.monotonic() + _pause(parcel.tries) if pause else 0.0
             self._again.append(parcel)
             self._say("retry", f"No ACK for message {parcel.message_id} ({tries}): {why}", **facts)
             return
@@ -383,3 +383,8 @@ class ClassicSender:
             f"Failed to send message {parcel.message_id} after {parcel.tries} attempts: {why}",
             **facts,
         )
+
+
+def _pause(tries: int) -> float:
+    """Seconds after so many tries: twice as long each time, as in 1.x, but not for ever."""
+    return min(2.0 ** min(tries - 1, 32), limits.RECONNECT_MOST)
