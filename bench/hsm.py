@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from typing import Any
 
 import ciphermq
 from bench import machine
-from bench.queue import _cpu, _send, _Side
+from bench.queue import PAYLOAD, _Side
 from ciphermq.cli.processes import Stage, free_port
 from ciphermq.cli.softhsm import SoftToken
 from ciphermq.client.identity import Identity
@@ -83,7 +84,7 @@ def _path(directory: Path, soft: SoftToken, kept: tuple[str, ...], messages: int
         stage.broker()
         receiver = _Side(_receive, stage, "bob", "none", messages)
         receiver.ready()
-        sender = _Side(_send_counted, stage, "alice", "none", messages)
+        sender = _Side(_send, stage, "alice", "none", messages)
         sender.ready()
         receiver.go()
         sender.go()
@@ -117,39 +118,30 @@ def _since(identity: Identity, before: dict[str, int]) -> dict[str, int]:
     }
 
 
-async def _send_counted(
-    pipe: Connection, path: Path, directory: Path, kind: str, messages: int
+async def _send(
+    pipe: Connection, path: Path, _directory: Path, _kind: str, messages: int
 ) -> dict[str, Any]:
     identity = Identity.load(path)
-    before: dict[str, int] = {}
-
-    class Counting:
-        """Counts from the moment when the messages begin: a session was opened before."""
-
-        send = staticmethod(pipe.send)
-
-        @staticmethod
-        def recv() -> object:
-            got = pipe.recv()
-            before.update(_calls(identity))
-            return got
-
-    found = await _send(Counting(), identity, directory, kind, messages)  # type: ignore[arg-type]
-    return {**found, "calls": _since(identity, before)}
+    pool = [os.urandom(PAYLOAD) for _ in range(4096)]
+    async with ciphermq.connect(identity=identity) as client:
+        sender = client.sender("bob")
+        await sender.send(b"the first one fetches and checks the key")
+        pipe.send("ready")
+        await asyncio.to_thread(pipe.recv)
+        began, before = time.monotonic(), _calls(identity)
+        await sender.send_many(itertools.islice(itertools.cycle(pool), messages))
+        return {"began": began, "calls": _since(identity, before)}
 
 
 async def _receive(
     pipe: Connection, path: Path, _directory: Path, _kind: str, messages: int
 ) -> dict[str, Any]:
     identity = Identity.load(path)
-    if identity.current_key.blocking:
-        # The session is opened and the key looked up once; that is not the messages'.
-        await asyncio.to_thread(identity.current_key.check)  # type: ignore[attr-defined]
     async with ciphermq.connect(identity=identity) as client:
         await client.register_key()
         pipe.send("ready")
         await asyncio.to_thread(pipe.recv)
-        before, cpu, batches, received = _calls(identity), _cpu(), 0, 0
+        before, batches, received = _calls(identity), 0, 0
         async with client.receiver(limit=messages + 1) as receiver:
             async for batch in receiver.batches():
                 batches += 1
@@ -159,8 +151,6 @@ async def _receive(
         ended = time.monotonic()
     return {
         "ended": ended,
-        "cpu": _cpu() - cpu,
         "batches": batches,
         "calls": _since(identity, before),
-        "pid": os.getpid(),
     }

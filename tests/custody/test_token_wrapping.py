@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -41,7 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("method", wrapping.METHODS)
+@pytest.mark.parametrize("method", get_args(wrapping.Method))
 def test_a_wrapped_secret_opens_with_its_key_alone(hsm: SoftHsm, method: str) -> None:
     token = hsm.token()
     kind = KINDS[method]

@@ -183,10 +183,12 @@ class Identity:
         """
         if self._token is None:
             return
-        held = self.settings.token
-        found = (getattr(self.current_key, "object_id", None), held and held.signing_id)
-        for object_id in filter(None, found):
-            self._token.check_private(object_id)
+        from ciphermq.custody.pkcs11.opener import TokenOpener
+
+        if isinstance(self.current_key, TokenOpener):
+            self._token.check_private(self.current_key.object_id)
+        if (held := self.settings.token) is not None and held.signing_id is not None:
+            self._token.check_private(held.signing_id)
 
     def warnings(self, now_ms: int) -> list[str]:
         """Sentences about what ends soon, or has ended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -19,7 +20,7 @@ from ciphermq.custody.pkcs11.token import Token
 from ciphermq.errors import IdentityError
 from ciphermq.model.suites import Suite
 
-SECRET_PURPOSE = "CipherMQ identity key"  # noqa: S105 - what it is for
+SECRET_PURPOSE: Final = "CipherMQ identity key"  # noqa: S105 - what it is for
 """Of the password that a token opens instead of a passphrase."""
 
 

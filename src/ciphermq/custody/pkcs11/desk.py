@@ -87,12 +87,6 @@ class Desk:
             found = list(self._session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY}))
         return [self._describe(key) for key in found]
 
-    def certificates(self) -> int:
-        """How many certificates lie on the token."""
-        with self.calling("find"):
-            query = {Attribute.CLASS: ObjectClass.CERTIFICATE}
-            return len(list(self._session.get_objects(query)))
-
     def ids(self) -> set[bytes]:
         """Every key id in use, of whatever kind of object."""
         with self.calling("find"):

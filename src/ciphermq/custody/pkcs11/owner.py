@@ -16,12 +16,16 @@ import os
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ciphermq import limits
 from ciphermq.custody.guarded import Guarded
 from ciphermq.custody.pkcs11 import library
 from ciphermq.errors import TokenAway
+
+if TYPE_CHECKING:
+    from ciphermq.custody.pkcs11.address import Address
+    from ciphermq.custody.pkcs11.desk import Desk
 
 T = TypeVar("T")
 
@@ -69,7 +73,7 @@ class Owner:
         self.path = path
         self.calls: Guarded[str, int] = Guarded()
         """How often a token was called, by what for: it is what a token's speed is spent on."""
-        self.desks: dict[Any, Any] = {}
+        self.desks: dict[tuple[Address, bool], Desk] = {}
         """Open sessions; the thread's own, nobody else may look."""
         self._module: Any = None
         self._jobs: queue.SimpleQueue[_Job[Any]] = queue.SimpleQueue()

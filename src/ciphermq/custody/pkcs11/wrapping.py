@@ -47,7 +47,6 @@ _INFO: Final = b"CipherMQ/2 token wrap\0"
 _OAEP: Final = padding.OAEP(padding.MGF1(hashes.SHA1()), hashes.SHA1(), None)  # noqa: S303
 
 Method = Literal["rsa-oaep", "rsa-pkcs1-v1.5", "p256"]
-METHODS: Final[tuple[Method, ...]] = ("rsa-oaep", "rsa-pkcs1-v1.5", "p256")
 
 
 class Wrapped(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
