@@ -146,6 +146,7 @@ def test_from_an_identity_on_a_token_to_its_messages(
     status, about = run_json(capsys, "identity", "show", "carol")
     assert (status, about["suite"]) == (0, "P256")
     assert about["token"]["keeps"] == ["sealing", "signing"]
+    assert "test token: sealing, signing" in says(capsys, "identity", "show", "carol")
     says(capsys, "keys", "renew", "--identity", "carol")
     Path("lines").write_text("one\ntwo\n")
     assert send("carol", "lines") == 0

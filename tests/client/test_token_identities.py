@@ -31,6 +31,7 @@ from ciphermq.errors import (
     SenderMayNotSign,
     TokenAway,
     TokenError,
+    TokenKeyUnclear,
     UnknownReceiver,
     UsageError,
     WaitTimeout,
@@ -453,6 +454,33 @@ def test_each_kind_of_certificate_has_its_own_last_key(
     assert renewed.second.public_key() == second.certificate.public_key()
     with pytest.raises(UsageError, match="a token keeps the certificate's key"):
         enrol.renew_with_new_key(path, authority=authority, now_ms=now_ms(), passphrase=None)
+
+
+def test_an_identity_that_comes_to_nothing_leaves_no_key_behind(
+    deployment: Deployment, hsm: SoftHsm
+) -> None:
+    kept = hsm.token().make_p256("another's", may=("derive",))
+    plan = TokenPlan(token=hsm.token(), signing=True)
+    with pytest.raises(AuthorityError, match="another key"):
+        enrol.create(
+            deployment.identity("new"),
+            name="alice",
+            url=URL,
+            authority=deployment.authority,
+            now_ms=now_ms(),
+            plan=plan,
+        )
+    assert [key.id for key in hsm.token().private_keys()] == [kept.hex()]
+    add(deployment, "carol", plan)
+    assert len(hsm.token().private_keys()) == 3
+    with pytest.raises(FileExistsError):
+        add(deployment, "carol", plan)
+    assert len(hsm.token().private_keys()) == 3
+    taken = TokenPlan(token=hsm.token(), sealing_id=kept, signing=True, signing_id=b"\x77")
+    with pytest.raises(TokenKeyUnclear):
+        add(deployment, "dora", taken)
+    assert len(hsm.token().private_keys()) == 3, "what was there before is nobody's to delete"
+    Identity.load(deployment.identity("carol")).check_token()
 
 
 def test_an_answer_must_bring_both(tmp_path: Path, deployment: Deployment, hsm: SoftHsm) -> None:

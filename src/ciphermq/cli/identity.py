@@ -149,6 +149,8 @@ def show(
         return
     warnings = entry.pop("warnings")
     keys = entry.pop("sealing_keys")
+    if (token := entry["token"]) is not None:
+        entry["token"] = f"{token['label'] or token['serial']}: {', '.join(token['keeps'])}"
     print_fields({**entry, "sealing_keys": f"{len(keys)}: {', '.join(keys)}"})
     for sentence in warnings:
         print(f"warning: {sentence}", file=sys.stderr)

@@ -8,6 +8,7 @@ lives sends its request out and takes the authority's answer in, and neither hol
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -70,7 +71,7 @@ def create(
     something at `path`, `AuthorityError` as `Authority.issue_client` does.
     """
     settings = IdentitySettings(names.check_issuable(name), url, server_name, suite.name)
-    with disk.new_directory(path) as directory:
+    with _undone_on_failure(plan), disk.new_directory(path) as directory:
         made = _write_keys(directory, settings, passphrase, cost, plan)
         certificate = authority.issue_client(
             name, made.key.public_key(), now_ms=now_ms, lifetime=lifetime, replace=replace
@@ -106,7 +107,7 @@ def request(
     one's key on a token. Raises `FileExistsError`.
     """
     settings = IdentitySettings(names.check_issuable(name), "", "", suite.name)
-    with disk.new_directory(path) as directory:
+    with _undone_on_failure(plan), disk.new_directory(path) as directory:
         made = _write_keys(directory, settings, passphrase, cost, plan)
         text = companion.request(name, made.key, made.tls_key)
         disk.write_file(directory / layout.REQUEST, text, mode=disk.PUBLIC)
@@ -290,6 +291,10 @@ def install_crl(path: Path, crl: RevocationList) -> None:
 def fingerprint_of(certificate: x509.Certificate) -> bytes:
     """SHA-256 of a certificate: what two people compare to know that they mean the same one."""
     return certificate.fingerprint(hashes.SHA256())
+
+
+def _undone_on_failure(plan: TokenPlan | None) -> AbstractContextManager[None]:
+    return plan.undone_on_failure() if plan is not None else nullcontext()
 
 
 class Renewed(NamedTuple):

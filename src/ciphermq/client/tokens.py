@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +19,7 @@ from ciphermq.custody.pkcs11.opener import TokenOpener
 from ciphermq.custody.pkcs11.pin import Pin
 from ciphermq.custody.pkcs11.signer import TokenSigningKey
 from ciphermq.custody.pkcs11.token import Token
-from ciphermq.errors import IdentityError
+from ciphermq.errors import IdentityError, TokenAway, TokenError
 from ciphermq.model.suites import Suite
 
 SECRET_PURPOSE: Final = "CipherMQ identity key"  # noqa: S105 - what it is for
@@ -57,18 +59,34 @@ class TokenPlan:
     """Whether the certificate's key is there,"""
     signing_id: bytes | None = None
     """and its id, as above."""
+    _made: list[bytes] = field(default_factory=list, repr=False)
+
+    @contextmanager
+    def undone_on_failure(self) -> Iterator[None]:
+        """Delete the keys that were made in the block when it raises: nobody would know them."""
+        self._made.clear()
+        try:
+            yield
+        except BaseException:
+            for key_id in self._made:
+                with suppress(TokenError, TokenAway):
+                    self.token.destroy(key_id)
+            raise
 
     def find_sealing_key(self) -> TokenOpener:
         """The receiver's key, made if it must be; checked by opening something."""
-        if self.sealing_id is None:
-            return TokenOpener.make(self.token)
-        return TokenOpener.find(self.token, self.sealing_id)
+        if self.sealing_id is not None:
+            return TokenOpener.find(self.token, self.sealing_id)
+        opener = TokenOpener.make(self.token)
+        self._made.append(opener.object_id)
+        return opener
 
     def find_signing_key(self) -> TokenSigningKey:
         """The certificate's key, made if it must be; checked by signing something."""
-        made = self.signing_id
-        if made is None:
-            made = self.token.make_p256("CipherMQ certificate", may=("sign",))
+        if self.signing_id is not None:
+            return TokenSigningKey.find(self.token, self.signing_id)
+        made = self.token.make_p256("CipherMQ certificate", may=("sign",))
+        self._made.append(made)
         return TokenSigningKey.find(self.token, made)
 
     def applied_to(
