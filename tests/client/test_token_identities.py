@@ -213,6 +213,36 @@ async def test_messages_wait_for_a_token_and_go_on(
         assert again.payload == b"and on"
 
 
+async def test_a_token_is_really_pulled_out_and_put_back(
+    deployment: Deployment,
+    broker: Broker,
+    join: Join,
+    hsm: SoftHsm,
+    alice: Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No layer of ours between: SoftHSM itself misses it."""
+    monkeypatch.setattr(limits, "TOKEN_POLL", 0.02)
+    add(deployment, "carol", TokenPlan(token=hsm.token()))
+    carol = await join("carol")
+    await carol.register_key()
+    async with carol.receiver() as messages:
+        for number in range(3):
+            hsm.pull_out()
+            await alice.sender("carol").send(b"%d" % number)
+            waiting = asyncio.create_task(messages.next())
+            while messages._source._away_until is None:
+                assert not waiting.done()
+                await asyncio.sleep(0.01)
+            hsm.put_back()
+            message = await waiting
+            assert message is not None
+            assert message.payload == b"%d" % number
+            assert message.redeliveries == 0
+            message.ack()
+    assert messages.refused == 0
+
+
 async def test_a_receivers_own_time_out_still_counts(
     deployment: Deployment,
     broker: Broker,

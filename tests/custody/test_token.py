@@ -479,7 +479,20 @@ def test_a_child_has_an_owner_of_its_own(hsm: SoftHsm) -> None:
 # --- really away ---------------------------------------------------------------------------------
 
 
-def test_a_token_that_is_not_there_at_the_start_comes(hsm: SoftHsm) -> None:
+def test_a_token_that_is_really_pulled_out_and_put_back(hsm: SoftHsm) -> None:
+    """No layer of ours in between: SoftHSM itself misses its token, and finds it again."""
+    opener = TokenOpener.make(hsm.token())
+    for _ in range(2):
+        assert opens(opener)
+        hsm.pull_out()
+        for _ in range(3):
+            with pytest.raises(TokenAway, match="is not there: plug it in"):
+                opens(opener)
+        hsm.put_back()
+        assert opens(opener)
+
+
+def test_a_token_that_is_not_there_at_the_start_is_said_to_be_away(hsm: SoftHsm) -> None:
     made = hsm.token().make_p256("x", may=("derive",))
     public = TokenOpener.find(hsm.token(), made).public_key
     program = f"""

@@ -246,6 +246,9 @@ def find_token(owner: Owner, address: Address) -> Any:
     """The one token that fits. `TokenAway` when none does, `TokenError` when several do."""
     try:
         found = [token for token in tokens(owner) if _fits(address, token)]
+        if not found:
+            owner.begin_anew()
+            found = [token for token in tokens(owner) if _fits(address, token)]
     except Stale as stale:
         raise library.away(str(address)) from stale
     if not found:

@@ -88,6 +88,19 @@ def load(path: str) -> Any:
     return module
 
 
+def initialise(module: Any, path: str) -> None:
+    """Have the module at `path` ready, if it isn't: it may have failed to begin anew."""
+    if not module.initialized:
+        with explained(f"the module {path}"):
+            module.initialize()
+
+
+def finalise(module: Any) -> None:
+    """End all that the module does in this process."""
+    with suppress(exceptions.PKCS11Error):  # it may have ended by itself
+        module.finalize()
+
+
 _loaded: dict[str, tuple[int, Any]] = {}
 """What was loaded, and in which process. Not `Guarded`: a child may be forked while another thread
 holds a lock, and one key is set by one thread."""

@@ -92,7 +92,14 @@ class Owner:
         """The module, loaded at its first use. In the owner's thread only."""
         if self._module is None:
             self._module = library.load(self.path)
+        library.initialise(self._module, self.path)
         return self._module
+
+    def begin_anew(self) -> None:
+        """Initialise the module once more: some see a token that was put back only then. Every
+        session is gone after it. In the owner's thread only."""
+        self.desks.clear()
+        library.finalise(self.module())
 
     def count(self, what: str) -> None:
         """Note a call to a token."""
