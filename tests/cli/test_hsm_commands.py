@@ -106,6 +106,21 @@ def test_what_can_not_be(hsm: SoftHsm, capsys: Capture, monkeypatch: pytest.Monk
     assert "--pin-file or in CIPHERMQ_PIN" in said
 
 
+def test_tokens_of_one_label_are_told_apart_by_their_numbers(hsm: SoftHsm, capsys: Capture) -> None:
+    hsm.init_token(hsm.label)
+    said = refuses(capsys, 2, "hsm", "make-key", "--token", hsm.label)
+    assert "several tokens are labelled" in said
+    assert "there are several tokens" in refuses(capsys, 2, "hsm", "make-key")
+    _, found = run_json(capsys, "hsm", "list")
+    serials = [each["serial"] for each in found["modules"][0]["tokens"] if each["initialised"]]
+    assert len(serials) == 2
+    for number, serial in enumerate(serials):
+        assert serial in said
+        says(capsys, "hsm", "make-key", "--id", f"0{number}", "--token", serial)
+        _, found = run_json(capsys, "hsm", "list", "--token", serial)
+        assert [key["id"] for key in found["keys"]] == [f"0{number}"]
+
+
 def test_a_pin_comes_from_a_file_or_the_prompt(
     hsm: SoftHsm, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

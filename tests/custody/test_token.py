@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -364,6 +365,25 @@ class hsm_reset:  # noqa: N801 - a word in a sentence
 
     def __enter__(self) -> None: ...
     def __exit__(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "look", [Token.private_keys, lambda token: token.public_key(b"\x0a")], ids=["keys", "public"]
+)
+def test_a_token_is_taken_away_while_one_looks(
+    hsm: SoftHsm, faults: Faults, look: Callable[[Token], object]
+) -> None:
+    hsm.make_ec("0a")
+    token = hsm.token()
+    look(token)
+    faults.once("get_attribute", exceptions.DeviceRemoved())
+    look(token)
+    faults.always("get_attribute", exceptions.DeviceRemoved())
+    with pytest.raises(TokenAway):
+        look(token)
+    hsm.make_ec("0a")
+    with pytest.raises(TokenAway):
+        token.public_key(b"\x0a")  # there are two, and it can't be told which
 
 
 def test_what_the_token_refuses_is_no_reason_to_wait(hsm: SoftHsm, faults: Faults) -> None:

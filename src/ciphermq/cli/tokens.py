@@ -169,10 +169,11 @@ def find_address(module: Path | None, token: str | None) -> Address:
         raise UsageError(
             f"several tokens are labelled {token!r}: say --token with one of {serials}"
         )
-    # By its label, so that a spare of the same label can take its place.
-    return (
-        Address(path, label=fits[0].label) if fits[0].label else Address(path, "", fits[0].serial)
-    )
+    found = fits[0]
+    if found.label and token in {None, found.label}:
+        # Not by its serial number too, so that a spare of the same label can take its place.
+        return Address(path, label=found.label)
+    return Address(path, serial=found.serial)
 
 
 def open_token(module: Path | None, token: str | None, pin_file: Path | None) -> Token:

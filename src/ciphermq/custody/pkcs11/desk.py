@@ -85,7 +85,7 @@ class Desk:
         """All private keys that the user may see."""
         with self.calling("find"):
             found = list(self._session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY}))
-        return [self._describe(key) for key in found]
+            return [_describe(key) for key in found]
 
     def ids(self) -> set[bytes]:
         """Every key id in use, of whatever kind of object."""
@@ -96,29 +96,19 @@ class Desk:
         with self.calling("find"):
             query = {Attribute.CLASS: kind, Attribute.ID: key_id}
             found = list(self._session.get_objects(query))
-        if len(found) == 1:
-            return found[0]
+            if len(found) == 1:
+                return found[0]
+            names = [f"{_kind(key)} {_get(key, Attribute.LABEL, '')!r}" for key in found]
         what = "private" if kind is ObjectClass.PRIVATE_KEY else "public"
         if found:
-            listed = "; ".join(f"{_kind(key)} {_get(key, Attribute.LABEL, '')!r}" for key in found)
             raise TokenKeyUnclear(
-                f"{self.address} holds {len(found)} {what} keys of id {key_id.hex()}: {listed}. "
-                "Which one is meant can't be told: give each an id of its own"
+                f"{self.address} holds {len(found)} {what} keys of id {key_id.hex()}: "
+                f"{'; '.join(names)}. Which one is meant can't be told: give each an id of its own"
             )
         others = sorted({info.id for info in self.private_keys()})
         raise TokenKeyUnclear(
             f"{self.address} holds no {what} key of id {key_id.hex()}; its private keys have "
             f"{', '.join(others) or 'none at all'}"
-        )
-
-    def _describe(self, key: Any) -> KeyInfo:
-        return KeyInfo(
-            id=_get(key, Attribute.ID, b"").hex(),
-            label=_get(key, Attribute.LABEL, ""),
-            kind=_kind(key),
-            may=tuple(name for name, attribute in _MAY.items() if _get(key, attribute, False)),
-            extractable=bool(_get(key, Attribute.EXTRACTABLE, False)),
-            made_here=bool(_get(key, Attribute.LOCAL, False)),
         )
 
     # --- changes: in a session of their own, which may write -----------------------------------
@@ -328,6 +318,17 @@ def _point(value: bytes, curve: ec.EllipticCurve) -> bytes:
     """CKA_EC_POINT is the point in a DER OCTET STRING; some devices leave out the wrapping."""
     size = 1 + 2 * ((curve.key_size + 7) // 8)
     return value if len(value) == size else value[-size:]
+
+
+def _describe(key: Any) -> KeyInfo:
+    return KeyInfo(
+        id=_get(key, Attribute.ID, b"").hex(),
+        label=_get(key, Attribute.LABEL, ""),
+        kind=_kind(key),
+        may=tuple(name for name, attribute in _MAY.items() if _get(key, attribute, False)),
+        extractable=bool(_get(key, Attribute.EXTRACTABLE, False)),
+        made_here=bool(_get(key, Attribute.LOCAL, False)),
+    )
 
 
 def _kind(key: Any) -> str:
