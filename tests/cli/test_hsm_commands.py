@@ -91,7 +91,7 @@ def test_what_can_not_be(hsm: SoftHsm, capsys: Capture, monkeypatch: pytest.Monk
     assert "9999" not in said
     monkeypatch.setenv("CIPHERMQ_PIN", PIN)
     assert "no token 'other'" in refuses(
-        capsys, 5, "hsm", "roundtrip", "--id", "01", "--token", "other"
+        capsys, 2, "hsm", "roundtrip", "--id", "01", "--token", "other"
     )
     assert "no public key of id 77" in refuses(capsys, 2, "hsm", "roundtrip", "--id", "77").replace(
         "private", "public"
