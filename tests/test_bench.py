@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from support import softhsm
 from support.postgres import required_binaries
 
 pytestmark = pytest.mark.crash
@@ -70,6 +71,29 @@ def test_one_x(tmp_path: Path) -> None:
         assert each["published_per_second"] > 0
         assert each["messages_per_second"] > 0
         assert each["metadata_rows_behind"] >= 0
+
+
+def test_hsm(tmp_path: Path) -> None:
+    softhsm.require()
+    found = bench("hsm", 3000, tmp_path)
+    assert all(rate > 0 for rate in found["operations_per_second"].values())
+    none, receiver, both = found["results"]
+    assert none["token_calls"] == {"receiver": {}, "sender": {}}
+    # One a batch at each end that has its key there, and no other; so none a message.
+    for each, calls in (
+        (receiver, {"receiver": {"ecdh": receiver["batches"]}, "sender": {}}),
+        (
+            both,
+            {
+                "receiver": {"ecdh": both["batches"]},
+                "sender": {"sign": both["batches"] - 1},  # the first was sent before
+            },
+        ),
+    ):
+        assert each["token_calls"] == calls
+        assert each["batches"] < 100
+        assert each["messages"] == 3000
+    assert found["most_token_calls_per_batch"] == 1.0
 
 
 def test_what_logs_cost(tmp_path: Path) -> None:

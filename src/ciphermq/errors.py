@@ -10,7 +10,10 @@
     │   ├── IdentityNotFound
     │   ├── PassphraseError
     │   ├── CertificateError           expired, not yet valid, wrong usage, wrong name
-    │   └── AuthorityError             the certificate authority's own directory
+    │   ├── AuthorityError             the certificate authority's own directory
+    │   └── TokenError                 a hardware token, until somebody does something about it
+    │       ├── PinError               missing, wrong, locked; a wrong one is never tried again
+    │       └── TokenKeyUnclear        no key of that id, or several: which there are
     ├── BatchError                     a fault of the batch: it goes to the dead letters
     │   ├── MalformedBatch
     │   │   ├── UnsupportedVersion
@@ -36,6 +39,7 @@
     │   ├── ClockWrong
     │   ├── RevocationListStale
     │   ├── KeyMissing
+    │   ├── TokenAway                  pulled out or silent: what needs it waits until it is back
     │   └── InboxError
     ├── KeyRecordError                 a receiver's public key can't be trusted
     │   ├── UnknownReceiver
@@ -148,6 +152,18 @@ class AuthorityError(IdentityError):
     """The certificate authority's directory is missing, damaged or not openable."""
 
 
+class TokenError(IdentityError):
+    """A hardware token, or its module, refuses what is asked of it. Waiting mends nothing."""
+
+
+class PinError(TokenError):
+    """A token's PIN is missing, wrong or locked. It is never tried again by itself."""
+
+
+class TokenKeyUnclear(TokenError):
+    """No key of that id is on the token, or several. Lists what there is."""
+
+
 # --- faults of a batch: to the dead letters ----------------------------------------------------
 
 
@@ -252,6 +268,10 @@ class RevocationListStale(ReceiverFault):
 
 class KeyMissing(ReceiverFault):
     """The private key that a batch names is not on this machine."""
+
+
+class TokenAway(ReceiverFault):
+    """A hardware token is not there, or does not answer in time. It may be back later."""
 
 
 class InboxError(ReceiverFault):
@@ -466,13 +486,11 @@ class Unfinished(CipherMQError):
     """A command or process ended before all that was asked for was done."""
 
 
-def _walk(cls: type[CipherMQError]) -> list[type[CipherMQError]]:
+def _walk(cls: type[Refused]) -> list[type[Refused]]:
     return [cls] + [found for sub in cls.__subclasses__() for found in _walk(sub)]
 
 
-REFUSALS: dict[str, type[Refused]] = {
-    cls.code: cls for cls in _walk(Refused) if issubclass(cls, Refused)
-}
+REFUSALS: dict[str, type[Refused]] = {cls.code: cls for cls in _walk(Refused)}
 """Wire code to exception, for the side that receives a refusal."""
 
 

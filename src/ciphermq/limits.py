@@ -105,6 +105,32 @@ CRL_WARNING: Final = 10 * DAY
 MAX_CRL: Final = 4 * MIB
 """About 100,000 revoked certificates."""
 
+# --- hardware tokens ---------------------------------------------------------------------------
+
+TOKEN_TIMEOUT: Final = 30.0
+"""For one piece of work on a token, and what stands before it: RSA-4096 takes seconds on a smart
+card, and a few of them may wait."""
+
+TOKEN_KEY_TIMEOUT: Final = 600.0
+"""For making a key on a token: an RSA key takes a smart card minutes."""
+
+TOKEN_POLL: Final = 2.0
+"""How often a token that is away is looked for: seldom enough for a slow module, often enough for
+a person who has just put it back."""
+
+TOKEN_SESSION_KEYS: Final = 64
+"""Session keys kept for redeliveries by who has its key on a token: each lies in memory, which is
+what the token is there to avoid."""
+
+TOKEN_SESSION_KEY_LIFETIME: Final = 120.0
+"""How long: a redelivery after a lost connection or a nack comes within `NACK_BACKOFF_MOST`."""
+
+MAX_TOKEN_KEY_ID: Final = 64
+"""Bytes of a key's id on a token; tools use one or two, or a hash of 20 to 32."""
+
+MAX_PIN: Final = 64
+"""Bytes of a PIN: smart cards take 6 to 16 characters."""
+
 # --- CipherMQ 1.x ---------------------------------------------------------------------------
 
 MAX_ONEX_MESSAGE: Final = 1 * MIB

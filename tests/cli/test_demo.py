@@ -16,6 +16,9 @@ import pytest
 from ciphermq.cli import rehearsal
 from ciphermq.cli.demo import _show
 from ciphermq.cli.rehearsal import Outcome, Rehearsal, real_lines
+from ciphermq.client.layout import IdentitySettings
+from ciphermq.custody.files import is_elsewhere
+from support import softhsm
 
 pytestmark = pytest.mark.crash
 
@@ -85,6 +88,28 @@ def test_what_it_finds_as_json(tmp_path: Path) -> None:
     assert found["kills"] == 2
     assert found["messages_per_second"] > 0
     assert list(tmp_path.iterdir()) == []
+    assert processes_in(tmp_path) == []
+
+
+def test_with_the_receivers_key_on_a_token(tmp_path: Path) -> None:
+    """Killed or not, it opens what comes with a key that it never had."""
+    softhsm.require()
+    kept = tmp_path / "kept"
+    process = start(tmp_path, "--messages", "20000", "--softhsm", "--json", "--keep", str(kept))
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    found = json.loads(output)
+    assert found["sent"] == found["confirmed"] == found["received"] == 20_000
+    assert (found["lost"], found["shown_twice"], found["kills"]) == (0, 0, 2)
+    assert found["checksum_equal"] is True
+    bob = kept / "run" / "deployment" / "identities" / "bob"
+    assert IdentitySettings.read(bob).custody == "pkcs11"
+    (file,) = (bob / "sealing").glob("*.key")
+    assert is_elsewhere(file.read_bytes())
+    # The PIN is in its file, and nowhere else: in no log, no configuration, no store.
+    pin = (kept / "hsm" / "pin").read_bytes().strip()
+    holders = [path for path in kept.rglob("*") if path.is_file() and pin in path.read_bytes()]
+    assert holders == [kept / "hsm" / "pin"]
     assert processes_in(tmp_path) == []
 
 

@@ -212,9 +212,9 @@ def test_a_renewal_of_an_identity_that_lives_elsewhere(
     path = requested(tmp_path)
     enrol.install_certificate(bundle_of(signed(deployment, path)), path, now_ms())
     renewed = enrol.renew_elsewhere("carol", authority=deployment.authority, now_ms=now_ms())
-    answer = enrol.answer(deployment.authority, renewed, URL)
+    answer = enrol.answer(deployment.authority, renewed.certificate, URL)
     enrol.install_certificate(bundle_of(answer), path, now_ms())
-    assert Identity.load(path).certificate == renewed
+    assert Identity.load(path).certificate == renewed.certificate
     with pytest.raises(AuthorityError, match="never certified 'nobody'"):
         enrol.renew_elsewhere("nobody", authority=deployment.authority, now_ms=now_ms())
 

@@ -11,6 +11,7 @@ from ciphermq import limits
 from ciphermq.custody.keyring import Keyring
 from ciphermq.errors import (
     BatchTooLarge,
+    CommitmentMismatch,
     KeyMissing,
     KeyRecordMalformed,
     NotForThisReceiver,
@@ -21,7 +22,7 @@ from ciphermq.model.body import Body
 from ciphermq.model.message import OutgoingMessage
 from ciphermq.model.suites import Suite
 from ciphermq.pki.verify import ChainVerifier
-from ciphermq.sealing.open import OpenedBatch, SessionKeys, open_batch
+from ciphermq.sealing.open import OpenedBatch, SessionKeys, judge, open_batch
 from ciphermq.sealing.seal import ReceiverKey, seal
 from support.sealing import NOW_MS, MemoryAuthority, Party
 
@@ -207,6 +208,44 @@ def test_remembered_session_keys_are_bounded(
         open_as(bob, sealed, verifier, keyring=Keyring(), session_keys=remembered)
     with pytest.raises(KeyMissing):
         open_as(bob, batches[0], verifier, keyring=Keyring(), session_keys=remembered)
+
+
+def test_remembered_session_keys_are_short_lived() -> None:
+    now = [100.0]
+    remembered = SessionKeys(size=3, lifetime=10.0, clock=lambda: now[0])
+    remembered.put(b"a", b"key a")
+    now[0] = 105.0
+    remembered.put(b"b", b"key b")
+    now[0] = 109.9
+    assert remembered.get(b"a") == b"key a"
+    now[0] = 110.0
+    assert (remembered.get(b"a"), remembered.get(b"b")) == (None, b"key b")
+    # Not only unseen: gone from memory, also when nobody asks.
+    now[0] = 115.0
+    remembered.prune()
+    assert len(remembered) == 0
+    kept = SessionKeys(clock=lambda: now[0])
+    kept.put(b"a", b"key a")
+    now[0] = 1e9
+    assert kept.get(b"a") == b"key a"
+
+
+def test_a_batch_is_judged_before_any_private_key_is_asked(
+    alice: Party, bob: Party, verifier: ChainVerifier
+) -> None:
+    """So that the one step that may wait for a device can be made elsewhere."""
+    sealed = seal_for(alice, bob)
+    judged = judge(sealed, receiver=bob.name, verifier=verifier, now_ms=NOW_MS)
+    remembered = SessionKeys()
+    assert not judged.blocks(bob.keyring, remembered)
+    with pytest.raises(KeyMissing):
+        judged.blocks(Keyring())
+    key = judged.unwrap(bob.keyring, remembered)
+    assert judged.unwrap(Keyring(), remembered) == key
+    assert not judged.blocks(Keyring(), remembered)
+    assert judged.open(key).header.sender == alice.name
+    with pytest.raises(CommitmentMismatch):
+        judged.open(bytes(32))
 
 
 def test_batches_differ_in_their_digest(alice: Party, bob: Party, verifier: ChainVerifier) -> None:

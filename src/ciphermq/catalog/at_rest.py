@@ -8,7 +8,8 @@ AES-256-GCM with a random nonce a record. The associated data bind the ciphertex
 so whoever can write the database, but has not the key, can neither read a record nor move one
 under another client's name or version. A stolen disk without the key file shows none.
 
-The key file is one line of text, 64 hexadecimal digits, mode 0600.
+The key file is one line of text, 64 hexadecimal digits, mode 0600; or that under a key which a
+hardware token holds.
 """
 
 from __future__ import annotations
@@ -16,21 +17,26 @@ from __future__ import annotations
 import re
 import secrets
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from ciphermq import limits
 from ciphermq.custody import disk
+from ciphermq.custody.files import is_wrapped
 from ciphermq.errors import CatalogError, IdentityError
+
+Unwrap = Callable[[Path], bytes]
+"""What a file holds that a hardware token wrapped."""
 
 _LABEL: Final = b"CipherMQ/2 at rest\0"
 _ONEX_LABEL: Final = b"CipherMQ/2 at rest 1.x\0"
 _CHECK_LABEL: Final = b"CipherMQ/2 at rest check\0"
 _NONCE_SIZE: Final = 12
 _KEY_SIZE: Final = 32
-_LONGEST_FILE: Final = 256
 _KEY_TEXT: Final = re.compile(rb"([0-9a-fA-F]{64})\s*")
 
 
@@ -60,12 +66,21 @@ class AtRestKey:
         return cls(key)
 
     @classmethod
-    def load(cls, path: Path) -> AtRestKey:
-        """Read a key file; `CatalogError` when missing, malformed or open to others."""
+    def load(cls, path: Path, unwrap: Unwrap | None = None) -> AtRestKey:
+        """Read a key file; `CatalogError` when missing, malformed or open to others.
+
+        `unwrap` opens one that a hardware token wrapped, and raises why it can't."""
         try:
-            text = disk.read_private(path, limit=_LONGEST_FILE)
+            text = disk.read_private(path, limit=limits.MAX_KEY_FILE)
         except IdentityError as error:
             raise CatalogError(f"the at-rest key (storage.at_rest_key_path): {error}") from error
+        if is_wrapped(text):
+            if unwrap is None:
+                raise CatalogError(
+                    f"{path} is to be opened by a hardware token, and none is configured: say "
+                    "which in a section [token]"
+                )
+            text = unwrap(path)
         match = _KEY_TEXT.fullmatch(text)
         if match is None:
             raise CatalogError(f"{path}: not an at-rest key (64 hexadecimal digits were expected)")

@@ -16,6 +16,7 @@ import typer
 
 from ciphermq import limits
 from ciphermq.cli.common import HomeOption, IdentityOption, PassphraseFileOption, UrlOption
+from ciphermq.cli.tokens import PinFileOption
 
 if TYPE_CHECKING:
     from ciphermq.client import Client
@@ -49,6 +50,7 @@ class Access(NamedTuple):
     home: Path | None
     passphrase_file: Path | None
     timeout: float
+    pin_file: Path | None = None
 
 
 def _access(
@@ -57,9 +59,10 @@ def _access(
     url: UrlOption = None,
     home: HomeOption = None,
     passphrase_file: PassphraseFileOption = None,
+    pin_file: PinFileOption = None,
     timeout: TimeoutOption = _DEFAULT_TIMEOUT,
 ) -> Access:
-    return Access(identity, url, home, passphrase_file, timeout)
+    return Access(identity, url, home, passphrase_file, timeout, pin_file)
 
 
 def with_access(command: Callable[..., None]) -> Callable[..., None]:
@@ -85,7 +88,7 @@ def load_identity(access: Access, *, administers: bool = False) -> Identity:
 
     Who `administers` is by default the administrator, where that identity is here.
     """
-    from ciphermq.cli import passphrases
+    from ciphermq.cli import passphrases, tokens
     from ciphermq.cli.common import home_directory
     from ciphermq.cli.deployment import ADMINISTRATOR
     from ciphermq.client import places
@@ -101,7 +104,8 @@ def load_identity(access: Access, *, administers: bool = False) -> Identity:
     passphrase = passphrases.existing(
         access.passphrase_file, f"the identity {path.name!r}", needed=encrypted
     )
-    identity = Identity.load(path, passphrase)
+    pin = tokens.identity_pin(path, access.pin_file)
+    identity = Identity.load(path, passphrase, pin=pin)
     for warning in identity.warnings(int(time.time() * 1000)):
         print(f"ciphermq: warning: {warning}", file=sys.stderr)
     return identity

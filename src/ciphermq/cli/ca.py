@@ -73,12 +73,18 @@ def sign(
     from ciphermq.errors import CertificateError
     from ciphermq.net.address import parse_url
     from ciphermq.pki import names
-    from ciphermq.pki.authority import load_request, request_key
+    from ciphermq.pki.authority import (
+        check_companion,
+        load_companion,
+        load_request,
+        request_key,
+    )
     from ciphermq.pki.verify import key_sha256
 
     deployment = Deployment(home_directory(home))
     with request.open("rb") as stream:
-        asked = load_request(stream.read(limits.MAX_KEY_FILE))
+        data = stream.read(limits.MAX_KEY_FILE)
+    asked, companion = load_request(data), load_companion(data)
     found = names.request_name(asked)
     digest = key_sha256(request_key(asked))
     if name is not None and found != name:
@@ -92,8 +98,14 @@ def sign(
     parse_url(broker[0])
     file = check_new(file or Path(f"{found}.signed"))
     authority = open_authority(deployment, passphrase_file)
-    certificate = authority.sign_request(asked, now_ms=now_ms(), replace=replace)
-    write_new(file, enrol.answer(authority, certificate, *broker))
+    now = now_ms()
+    if companion is not None:
+        check_companion(asked, companion)
+    certificate = authority.sign_request(asked, now_ms=now, replace=replace)
+    second = None
+    if companion is not None:
+        second = authority.sign_companion(asked, companion, now_ms=now, replace=replace)
+    write_new(file, enrol.answer(authority, certificate, *broker, second=second))
     end = certificate.not_valid_after_utc
     if as_json:
         print_json(
@@ -107,6 +119,10 @@ def sign(
         )
         return
     print(f"Certified {found} until {end:%Y-%m-%d}: {file} (it holds no secret).")
+    if second is not None:
+        print(
+            "With it a second certificate, for TLS alone, whose key the first request vouches for."
+        )
     print(f"Its key's fingerprint, to compare with its maker's:\n  {records.fingerprint(digest)}")
     print(f"Next, where {found} lives:\n  ciphermq identity import {file}")
 

@@ -48,6 +48,13 @@ def demo(
             show_default=False,
         ),
     ] = None,
+    softhsm: Annotated[
+        bool,
+        typer.Option(
+            "--softhsm",
+            help="Keep the receiver's key on a token of SoftHSM, which is made for it.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Send real lines through a broker that is killed on the way, and count what comes out.
@@ -61,7 +68,11 @@ def demo(
 
     with _interrupted_by_signals(), _directory(keep) as directory:
         rehearsal = Rehearsal(
-            directory, messages, kill=kill, console=Console(stderr=True, quiet=as_json)
+            directory,
+            messages,
+            kill=kill,
+            console=Console(stderr=True, quiet=as_json),
+            softhsm=softhsm,
         )
         outcome = rehearsal.run()
     if as_json:

@@ -3,7 +3,7 @@
 ====== =====================================================================================
 0      done
 1      something else: not all that was asked for came, or whoever read our output has gone
-2      usage or configuration: fix the command line, the file, the identity
+2      usage or configuration: fix the command line, the file, the identity, plug in the token
 3      the broker refused
 4      connection, TLS or protocol
 5      trust: a key record, a certificate or a batch was refused
@@ -39,6 +39,7 @@ _STATUSES: Final[tuple[tuple[type[errors.CipherMQError], int], ...]] = (
     (errors.CertificateError, TRUST),
     (errors.IdentityError, USAGE),
     (errors.InboxError, STORED),
+    (errors.TokenAway, USAGE),
     (errors.Refused, REFUSED),
     (errors.TransportError, CONNECTION),
     (errors.RemoteProtocolError, CONNECTION),

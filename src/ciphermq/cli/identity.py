@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ciphermq.cli import moving, passphrases
+from ciphermq.cli import moving, passphrases, tokens
 from ciphermq.cli.common import HomeOption, JsonOption, home_directory
 from ciphermq.cli.enrolment import (
     NameArgument,
@@ -60,6 +60,12 @@ def add(
     passphrase_file: passphrases.AuthorityPassphraseOption = None,
     identity_passphrase_file: passphrases.IdentityPassphraseOption = None,
     no_passphrase: NoPassphraseOption = False,
+    token: tokens.KeepOnTokenOption = None,
+    key: tokens.KeyOption = None,
+    signing_key: tokens.SigningKeyOption = None,
+    module: tokens.ModuleOption = None,
+    pin_file: tokens.PinFileOption = None,
+    pin_source: tokens.PinSourceOption = "prompt",
     as_json: JsonOption = False,
 ) -> None:
     """Make an identity here, beside the authority: certificate, keys, all that a client needs."""
@@ -76,6 +82,9 @@ def add(
     for name, path in paths.items():
         if path.exists():
             raise UsageError(f"{path} exists: {name!r} is made already; nothing is overwritten")
+    plan = tokens.plan(module, token, pin_file, key, signing_key, pin_source)
+    if len(names) > 1 and (key or signing_key not in {None, "new"}):
+        raise UsageError("a key on a token is one identity's: name one, or let new keys be made")
     authority = open_authority(deployment, passphrase_file)
     made = []
     for name, path in paths.items():
@@ -92,6 +101,7 @@ def add(
             passphrase=phrase,
             suite=suite_named(suite),
             replace=replace,
+            plan=plan,
         )
         made.append(describe(path))
     if as_json:
@@ -99,6 +109,7 @@ def add(
         return
     for entry in made:
         print(f"Made {entry['name']} in {entry['directory']}, {until(entry)}.")
+    tokens.say_what_is_kept(plan)
     name = shlex.quote(names[0])
     at = home_words(home)
     print(f"\nNext:\n  ciphermq receive --identity {name}{at}")
@@ -138,6 +149,8 @@ def show(
         return
     warnings = entry.pop("warnings")
     keys = entry.pop("sealing_keys")
+    if (token := entry["token"]) is not None:
+        entry["token"] = f"{token['label'] or token['serial']}: {', '.join(token['keeps'])}"
     print_fields({**entry, "sealing_keys": f"{len(keys)}: {', '.join(keys)}"})
     for sentence in warnings:
         print(f"warning: {sentence}", file=sys.stderr)
@@ -190,16 +203,17 @@ def renew(
             f"the keys of {name!r}",
             needed=(path / layout.WRAPPED).exists(),
         )
-        certificate = enrol.renew_with_new_key(
+        renewed = enrol.renew_with_new_key(
             path, authority=authority, now_ms=now_ms(), passphrase=phrase
         )
     elif here:
-        certificate = enrol.renew(path, authority=authority, now_ms=now_ms())
+        renewed = enrol.renew(path, authority=authority, now_ms=now_ms())
     else:
-        certificate = enrol.renew_elsewhere(name, authority=authority, now_ms=now_ms())
+        renewed = enrol.renew_elsewhere(name, authority=authority, now_ms=now_ms())
+    certificate = renewed.certificate
     if out is not None:
         broker = (url, "") if url else deployment.broker()
-        write_new(out, enrol.answer(authority, certificate, *broker))
+        write_new(out, enrol.answer(authority, certificate, *broker, second=renewed.second))
     end = certificate.not_valid_after_utc
     if as_json:
         result = {"name": name, "not_after": view.spell(end), "file": out and str(out)}

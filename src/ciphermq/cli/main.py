@@ -19,6 +19,7 @@ from ciphermq.cli import (
     config,
     demo,
     exchanges,
+    hsm,
     identity,
     init,
     journal,
@@ -40,6 +41,7 @@ COMMANDS: Final[tuple[ModuleType, ...]] = (
     identity,
     ca,
     keys,
+    hsm,
     send,
     receive,
     onexclients,
@@ -54,7 +56,7 @@ COMMANDS: Final[tuple[ModuleType, ...]] = (
 """Modules with a ``register(app)``, in the order of the help."""
 
 PANELS: Final = {
-    "Set up": ("init", "server", "config", "identity", "ca", "keys"),
+    "Set up": ("init", "server", "config", "identity", "ca", "keys", "hsm"),
     "Messages": ("send", "receive"),
     "As CipherMQ 1.x did": ("sender", "receiver"),
     "Look inside and put in order": (

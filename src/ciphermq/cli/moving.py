@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ciphermq.cli import passphrases
+from ciphermq.cli import passphrases, tokens
 from ciphermq.cli.common import HomeOption, JsonOption, PassphraseFileOption, home_directory
 from ciphermq.cli.enrolment import (
     NameArgument,
@@ -126,6 +126,12 @@ def request(
     home: HomeOption = None,
     passphrase_file: PassphraseFileOption = None,
     no_passphrase: NoPassphraseOption = False,
+    token: tokens.KeepOnTokenOption = None,
+    key: tokens.KeyOption = None,
+    signing_key: tokens.SigningKeyOption = None,
+    module: tokens.ModuleOption = None,
+    pin_file: tokens.PinFileOption = None,
+    pin_source: tokens.PinSourceOption = "prompt",
     as_json: JsonOption = False,
 ) -> None:
     """Make an identity where it will live. Only the request for its certificate leaves here.
@@ -141,15 +147,20 @@ def request(
     check_issuable(name)
     path = to or _own_place(name, home, required=False)
     file = check_new(file or Path(f"{name}.request"))
+    plan = None
     if (path / layout.SETTINGS).is_file():
         needed = (path / layout.WRAPPED).exists()
-        text = enrol.request_again(path, passphrases.existing(passphrase_file, name, needed=needed))
+        phrase = passphrases.existing(passphrase_file, name, needed=needed)
+        text = enrol.request_again(path, phrase, tokens.identity_pin(path, pin_file))
         done = f"{path} has its keys already: this request is to have the same key certified."
     else:
         phrase = None
         if not no_passphrase:
             phrase = passphrases.new_file(passphrase_file, f"the keys of {name!r}")
-        text = enrol.request(path, name=name, passphrase=phrase, suite=suite_named(suite))
+        plan = tokens.plan(module, token, pin_file, key, signing_key, pin_source)
+        text = enrol.request(
+            path, name=name, passphrase=phrase, suite=suite_named(suite), plan=plan
+        )
         done = f"Made the keys of {name} in {path}."
     write_new(file, text)
     digest = key_sha256(request_key(load_request(text)))
@@ -157,6 +168,7 @@ def request(
         result = {"name": name, "directory": str(path), "request": str(file)}
         print_json({**result, "certificate_key": digest.hex()})
         return
+    tokens.say_what_is_kept(plan)
     print(f"{done}\nFingerprint of its certificate key, for whoever signs:\n  {spell(digest)}")
     print("Next, where the authority is (the file holds no secret):")
     print(f"  ciphermq ca sign {file}\nand then, here, with what that wrote:")

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import ciphermq
 from ciphermq.cli import deployment
@@ -26,6 +26,9 @@ from ciphermq.cli.deployment import ADMINISTRATOR
 from ciphermq.client import enrol
 from ciphermq.client.connecting import Connecting
 from ciphermq.errors import Unfinished, WaitTimeout
+
+if TYPE_CHECKING:
+    from ciphermq.client.tokens import TokenPlan
 
 START_TIMEOUT: Final = 30.0
 STOP_TIMEOUT: Final = 20.0
@@ -140,8 +143,16 @@ class Stage:
     started again while its clients go on knocking.
     """
 
-    def __init__(self, directory: Path, clients: Sequence[str], *, port: int) -> None:
-        """Makes the deployment in the new directory `directory`, without passphrases."""
+    def __init__(
+        self,
+        directory: Path,
+        clients: Sequence[str],
+        *,
+        port: int,
+        plans: Mapping[str, TokenPlan] | None = None,
+    ) -> None:
+        """Makes the deployment in the new directory `directory`, without passphrases; `plans`:
+        which clients keep what on a token."""
         now_ms = time.time_ns() // 1_000_000
         self.directory = directory
         self.port = port
@@ -158,6 +169,7 @@ class Stage:
                 url=self.url,
                 authority=authority,
                 now_ms=now_ms,
+                plan=(plans or {}).get(name),
             )
         self._processes: list[Process] = []
 

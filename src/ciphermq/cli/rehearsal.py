@@ -22,6 +22,8 @@ from ciphermq.errors import Unfinished
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ciphermq.client.tokens import TokenPlan
+
 _SENDER: Final = "alice"
 _RECEIVER: Final = "bob"
 _RECEIVER_DIES_AT: Final = 0.3
@@ -58,7 +60,17 @@ class Outcome(msgspec.Struct, frozen=True):
 class Rehearsal:
     """One run in `directory`: lines go from one client to another while others are killed."""
 
-    def __init__(self, directory: Path, messages: int, *, kill: bool, console: Console) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        messages: int,
+        *,
+        kill: bool,
+        console: Console,
+        softhsm: bool = False,
+    ) -> None:
+        """`softhsm`: the receiver's key is on a token, made for the run."""
+        self._softhsm = softhsm
         self._directory = directory
         self._messages = messages
         self._console = console
@@ -77,8 +89,20 @@ class Rehearsal:
         lines, whence = real_lines(self._messages)
         self._sent.write_bytes(b"".join(lines))
         self._say(f"{len(lines):,} lines of {whence}")
-        with Stage(self._directory / "run", [_SENDER, _RECEIVER], port=free_port()) as stage:
+        clients = [_SENDER, _RECEIVER]
+        with Stage(
+            self._directory / "run", clients, port=free_port(), plans=self._plans()
+        ) as stage:
             return self._play(stage, lines)
+
+    def _plans(self) -> dict[str, TokenPlan]:
+        if not self._softhsm:
+            return {}
+        from ciphermq.cli.softhsm import SoftToken
+
+        made = SoftToken(self._directory / "hsm")
+        self._say(f"{_RECEIVER}'s key is made on {made.token} of SoftHSM, and stays there")
+        return {_RECEIVER: made.plan()}
 
     def _play(self, stage: Stage, lines: list[bytes]) -> Outcome:
         self._broker = stage.broker()

@@ -38,12 +38,15 @@ PUBLIC_PARTS: Final = {
     layout.CERTIFICATE: limits.MAX_KEY_FILE,
     layout.AUTHORITY: limits.MAX_KEY_FILE,
     layout.REVOCATION_LIST: 2 * limits.MAX_CRL,
+    layout.TLS_CERTIFICATE: limits.MAX_KEY_FILE,
 }
 """Parts that others may see, each with its greatest size."""
 
 _SECRET_PARTS: Final = {
     layout.KEY: limits.MAX_KEY_FILE,
     layout.WRAPPED: limits.MAX_KEY_FILE,
+    layout.HSM_WRAPPED: limits.MAX_KEY_FILE,
+    layout.TLS_KEY: limits.MAX_KEY_FILE,
     layout.TRUST: limits.MAX_TRUST_FILE,
     f"{layout.SEALING}/{ownkeys.STATE}": limits.MAX_KEY_FILE,
     f"{layout.SEALING}/{ownkeys.RECORD}": limits.MAX_KEY_FILE,
@@ -51,9 +54,10 @@ _SECRET_PARTS: Final = {
     f"{layout.ONEX}/{PUBLIC_FILE}": limits.MAX_KEY_FILE,
 }
 _SEALING_KEY: Final = re.compile(rf"{layout.SEALING}/[0-9a-f]{{32}}\{ownkeys.KEY_SUFFIX}")
+_ALWAYS: Final = PUBLIC_PARTS.keys() - {layout.TLS_CERTIFICATE}
 _NEEDED: Final = {
-    "certificate": set(PUBLIC_PARTS),
-    "identity": {*PUBLIC_PARTS, layout.KEY, f"{layout.SEALING}/{ownkeys.STATE}"},
+    "certificate": _ALWAYS,
+    "identity": {*_ALWAYS, f"{layout.SEALING}/{ownkeys.STATE}"},
 }
 
 
@@ -155,6 +159,8 @@ def _checked(bundle: Bundle) -> Bundle:
         if len(data) > most:
             raise IdentityError(f"{name} in the file has {len(data)} bytes; {most} at most")
     missing = _NEEDED[bundle.kind] - bundle.files.keys()
+    if bundle.kind == "identity" and layout.TLS_KEY not in bundle.files:
+        missing |= {layout.KEY} - bundle.files.keys()
     if missing:
         raise IdentityError(f"the file lacks {', '.join(sorted(missing))}: have it made again")
     return bundle

@@ -16,6 +16,7 @@ from ciphermq.errors import (
     NotFound,
     ReceiverFault,
     Refused,
+    TokenAway,
     WaitTimeout,
 )
 from ciphermq.net.options import LinkOptions
@@ -60,10 +61,15 @@ class Core:
 
     async def start(self, wait: float) -> None:
         """See `Line.start`. Raises `CertificateError` before anything else when the own
-        certificate doesn't count now: the broker would refuse it with fewer words."""
+        certificate doesn't count now: the broker would refuse it with fewer words. A kind of
+        `TokenError` when its token won't do; one that is merely away may come."""
         await asyncio.to_thread(self.identity.check, now_ms())
         for warning in self.identity.warnings(now_ms()):
             _log.warning(warning)
+        try:
+            await asyncio.to_thread(self.identity.check_token)
+        except TokenAway as away:
+            _log.warning("a token is away: what needs it will wait", reason=str(away))
         await self.line.start(wait)
         self._round = asyncio.get_running_loop().create_task(self._rounds())
 

@@ -13,12 +13,20 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 
+from ciphermq import limits
 from ciphermq.client.backoff import Backoff
 from ciphermq.client.core import Core
 from ciphermq.client.credit import Credit
 from ciphermq.client.deliveries import BrokerDelivery, Consumer
 from ciphermq.client.session import Session
-from ciphermq.errors import CipherMQError, ConnectionLost, Refused, Unavailable, WaitTimeout
+from ciphermq.errors import (
+    CipherMQError,
+    ConnectionLost,
+    Refused,
+    TokenAway,
+    Unavailable,
+    WaitTimeout,
+)
 from ciphermq.telemetry import get_logger
 
 _log = get_logger("client")
@@ -74,7 +82,12 @@ class Feed:
 
     def put_back(self, deliveries: list[BrokerDelivery]) -> None:
         """These were taken last, and those that aren't settled yet have not been looked at."""
-        self._buffer.extendleft(each for each in reversed(deliveries) if each.live)
+        self._buffer.extendleft(
+            # One that was lost meanwhile comes again on another connection.
+            each
+            for each in reversed(deliveries)
+            if each.live and not each.lost
+        )
 
     def renew(self) -> None:
         """Tell the broker that everything in hand is still wanted."""
@@ -121,6 +134,10 @@ class Feed:
                     backoff.reset()
                 except (ConnectionLost, Unavailable):
                     await self._change(backoff.next())
+                except TokenAway as error:
+                    # Its key record must be signed there before anything can come.
+                    _log.warning("receiving waits for a token", reason=str(error))
+                    await self._change(limits.TOKEN_POLL)
                 except WaitTimeout as error:
                     # Without an answer nobody knows whether the consumer is there: begin anew.
                     _log.warning("the broker doesn't answer", error=str(error))

@@ -9,7 +9,10 @@ from __future__ import annotations
 import ssl
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ciphermq import limits
@@ -19,7 +22,7 @@ from ciphermq.client.onex import OnexReader
 from ciphermq.client.ownkeys import OwnKeys
 from ciphermq.client.trust import TrustFile
 from ciphermq.custody import disk
-from ciphermq.custody.face import Opener
+from ciphermq.custody.face import Opener, Signer
 from ciphermq.custody.files import FileSigner
 from ciphermq.custody.keyring import Keyring
 from ciphermq.directory.records import VerifiedRecord
@@ -35,12 +38,27 @@ from ciphermq.pki import dates, keyfile, names
 from ciphermq.pki.revocation import RevocationList
 from ciphermq.pki.verify import ChainVerifier, key_sha256
 
+if TYPE_CHECKING:
+    from ciphermq.custody.pkcs11.pin import Pin
+    from ciphermq.custody.pkcs11.token import Token
+
+
+def read_secret(path: Path, passphrase: str | None, token: Token | None) -> bytes | None:
+    """What opens the key files of the identity in `path`: under `passphrase`, or wrapped by
+    `token`; None when they are in the clear. Raises as `Identity.load` does."""
+    if (path / layout.HSM_WRAPPED).exists():
+        from ciphermq.client import tokens
+
+        return tokens.open_secret(path, token)
+    return keyfile.read_password(path / layout.WRAPPED, passphrase, layout.PURPOSE)
+
 
 class Identity:
     """An identity whose private keys are open. Made by `load`."""
 
-    def __init__(self, path: Path, secret: bytes | None) -> None:
-        """See `load`. `secret` opens the key files, where they are encrypted."""
+    def __init__(self, path: Path, secret: bytes | None, token: Token | None = None) -> None:
+        """See `load`. `secret` opens the key files, where they are encrypted; `token` has what is
+        not in files."""
         self.path = path
         self.settings = IdentitySettings.read(path)
         self.certificate = layout.read_certificate(path)
@@ -50,26 +68,47 @@ class Identity:
                 f"{path / layout.SETTINGS} is of {self.settings.name!r}, but the certificate "
                 f"{path / layout.CERTIFICATE} is of {self.name!r}: put the right one in place"
             )
-        key = keyfile.read_key(path / layout.KEY, secret)
-        self._key_sha256 = key_sha256(key.public_key())
-        self.signer = FileSigner(key, (self.certificate.public_bytes(Encoding.DER),))
-        self.keys = OwnKeys(path / layout.SEALING, secret)
+        self.signer = self._signer(secret, token)
+        public_key = self.certificate.public_key()
+        assert isinstance(public_key, ec.EllipticCurvePublicKey)  # noqa: S101 - a signer has it
+        self._key_sha256 = key_sha256(public_key)
+        on_token = self.settings.custody == layout.PKCS11
+        self.keys = OwnKeys(path / layout.SEALING, secret, token=token, on_token=on_token)
         self.trust = TrustFile(path / layout.TRUST)
         self.onex = OnexReader.load(path, self.settings.one_x, self.keyring)
         """Opens messages of CipherMQ 1.x; None: it takes none."""
         self._secret = secret
+        self._token = token
 
     @classmethod
-    def load(cls, path: Path | str, passphrase: str | None = None) -> Identity:
+    def load(
+        cls, path: Path | str, passphrase: str | None = None, *, pin: Pin | None = None
+    ) -> Identity:
         """The identity in directory `path`.
 
+        `pin` is that of its hardware token, where it has one; by default it comes from where
+        ``identity.toml`` says. The token is called only where it must open the key files.
+
         Raises `IdentityNotFound`, `PassphraseError` when `passphrase` is wrong or missing,
-        `ConfigError` for its settings, else another `IdentityError`.
+        `ConfigError` for its settings, `TokenAway`, else another `IdentityError`.
         """
         path = Path(path)
-        IdentitySettings.read(path)
-        secret = keyfile.read_password(path / layout.WRAPPED, passphrase, layout.PURPOSE)
-        return cls(path, secret)
+        settings = IdentitySettings.read(path)
+        token = None
+        if settings.token is not None:
+            from ciphermq.client import tokens
+
+            token = tokens.open_token(path, settings.token, pin)
+        return cls(path, read_secret(path, passphrase, token), token)
+
+    def _signer(self, secret: bytes | None, token: Token | None) -> Signer:
+        chain = (self.certificate.public_bytes(Encoding.DER),)
+        held = self.settings.token
+        if token is None or held is None or held.signing_id is None:
+            return FileSigner(keyfile.read_key(self.path / layout.KEY, secret), chain)
+        from ciphermq.custody.pkcs11.signer import TokenSigner
+
+        return TokenSigner(token, held.signing_id, chain)
 
     @property
     def url(self) -> str:
@@ -130,11 +169,26 @@ class Identity:
         except RevocationListStale:
             pass
         # TLS forgives a certificate nothing, so neither does this.
-        end_ms = dates.to_ms(self.certificate.not_valid_after_utc)
+        end_ms = dates.to_ms(self._tls_certificate.not_valid_after_utc)
         if now_ms > end_ms:
             raise CertificateError(
                 f"{self._title} expired on {dates.spell(end_ms)}: {self._renewal}"
             )
+
+    def check_token(self) -> None:
+        """Log in to the hardware token, if there is one, and look for its present keys there: what
+        is wrong is better told at the start than by the first message.
+
+        Raises a kind of `TokenError`, or `TokenAway`. It waits for a device: not for an event loop.
+        """
+        if self._token is None:
+            return
+        from ciphermq.custody.pkcs11.opener import TokenOpener
+
+        if isinstance(self.current_key, TokenOpener):
+            self._token.check_private(self.current_key.object_id)
+        if (held := self.settings.token) is not None and held.signing_id is not None:
+            self._token.check_private(held.signing_id)
 
     def warnings(self, now_ms: int) -> list[str]:
         """Sentences about what ends soon, or has ended."""
@@ -144,9 +198,12 @@ class Identity:
         """For connecting to the broker: TLS 1.3, own certificate, the broker's checked.
 
         `onex`: to talk to it as clients of CipherMQ 1.x do."""
+        certificate, key = layout.CERTIFICATE, layout.KEY
+        if self.settings.signs_on_token:
+            certificate, key = layout.TLS_CERTIFICATE, layout.TLS_KEY
         return tls.client_context(
-            certificate=self.path / layout.CERTIFICATE,
-            key=self.path / layout.KEY,
+            certificate=self.path / certificate,
+            key=self.path / key,
             authority=self.path / layout.AUTHORITY,
             revocations=self.path / layout.REVOCATION_LIST,
             passphrase=self._secret.decode() if self._secret else None,
@@ -195,6 +252,12 @@ class Identity:
             self.verifier.use_crl(der, lowest=crl.number)
             layout.write_revocation_lists(self.path, crl)
         return True
+
+    @property
+    def _tls_certificate(self) -> x509.Certificate:
+        if not self.settings.signs_on_token:
+            return self.certificate
+        return layout.read_certificate(self.path, layout.TLS_CERTIFICATE)
 
     def _prune(self, now_ms: int) -> None:
         """Delete former keys that no batch can name any more, if the time can be believed."""

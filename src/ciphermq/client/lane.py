@@ -17,10 +17,13 @@ from ciphermq.client.directory import Directory
 from ciphermq.client.publisher import Done, Publisher
 from ciphermq.client.session import now_ms
 from ciphermq.client.window import Parcel
-from ciphermq.errors import BatchExpired, CipherMQError, Refused, UsageError
+from ciphermq.errors import BatchExpired, CipherMQError, Refused, TokenAway, UsageError
 from ciphermq.model import ids
 from ciphermq.model.body import Body
 from ciphermq.sealing.seal import ReceiverKey, seal
+from ciphermq.telemetry import get_logger
+
+_log = get_logger("client")
 
 
 class Route:
@@ -54,18 +57,22 @@ class Route:
         return cls(to, "", queue)
 
 
-class Sealed(NamedTuple):
-    """A batch as it travels."""
+class Order(NamedTuple):
+    """A batch to be sealed: what it is called is settled, and that it may be sent."""
 
     batch_id: bytes
-    data: bytes
+    body: Body
+    route: Route
+    keys: list[ReceiverKey]
+    created_ms: int
+    expires_ms: int
 
 
 class Sealer:
     """Seals for one client, in the event loop's thread: half a millisecond for a large batch.
 
     Another thread would cost a fifth more, and the two could hardly work at once: the interpreter's
-    lock is held for most of it.
+    lock is held for most of it. Only where a token signs, which waits for a device, is it worth it.
     """
 
     def __init__(self, core: Core, directory: Directory) -> None:
@@ -76,33 +83,52 @@ class Sealer:
         """The keys of a route's receivers; raises as `Directory.keys` does."""
         return await self._directory.keys(route.to)
 
-    def seal(
+    def order(
         self, body: Body, route: Route, keys: list[ReceiverKey], expires_ms: int = 0
-    ) -> Sealed:
-        """A new batch, whatever becomes of it.
+    ) -> Order:
+        """A new batch, whatever becomes of it, for `seal`.
 
         Raises `CertificateError` or `ClockWrong` when nobody would take what this client seals
         now, `BatchExpired` when it is too late for these messages.
         """
-        identity, now = self._core.identity, now_ms()
-        identity.check(now)
+        now = now_ms()
+        self._core.identity.check(now)
         if (session := self._core.line.current) is not None:
             session.check_clock()
         if 0 < expires_ms <= now:
             raise BatchExpired("the time to live of these messages ended before they were sent")
-        batch_id = ids.new_batch_id(now)
-        data = seal(
-            body,
+        return Order(ids.new_batch_id(now), body, route, keys, now, expires_ms)
+
+    async def seal(self, order: Order) -> bytes:
+        """The sealed batch. A token that has to sign it and is away is waited for, as long as the
+        client's patience for sending lasts; then `TokenAway` is raised."""
+        if not self._core.identity.signer.blocking:
+            return self._sealed(order)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._core.patience.send
+        while True:
+            try:
+                return await asyncio.to_thread(self._sealed, order)
+            except TokenAway as error:
+                if loop.time() >= deadline:
+                    raise
+                _log.warning("sending waits for a token", reason=str(error))
+            # Sealed anew then, under the same id: nobody has seen what was not signed.
+            await asyncio.sleep(limits.TOKEN_POLL)
+
+    def _sealed(self, order: Order) -> bytes:
+        identity = self._core.identity
+        return seal(
+            order.body,
             sender=identity.name,
             signer=identity.signer,
-            receivers=keys,
-            exchange=route.exchange,
-            routing_key=route.routing_key,
-            batch_id=batch_id,
-            created_ms=now,
-            expires_ms=expires_ms,
+            receivers=order.keys,
+            exchange=order.route.exchange,
+            routing_key=order.route.routing_key,
+            batch_id=order.batch_id,
+            created_ms=order.created_ms,
+            expires_ms=order.expires_ms,
         )
-        return Sealed(batch_id, data)
 
 
 class Lane:

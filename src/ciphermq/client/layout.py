@@ -2,9 +2,11 @@
 
 ::
 
-    identity.toml           name, url, server_name, suite, [one_x]: may be edited
+    identity.toml           name, url, server_name, suite, [token], [one_x]: may be edited
     cert.pem  key.pem       the certificate and its key; the key signs and does TLS
     key.pass                what the passphrase opens; absent: the keys are in the clear
+    key.wrapped             in its place: what a hardware token opens
+    tls-cert.pem  -key.pem  for TLS alone, where the key of cert.pem is on a token
     ca.crt    crl.pem       whom it believes, and whom no longer
     sealing/                the keys that messages are sealed to
     one_x/                  the key that messages of CipherMQ 1.x are sealed to, if it takes any
@@ -24,7 +26,10 @@ from typing import Any, Final
 import msgspec
 from cryptography import x509
 
+from ciphermq import limits
 from ciphermq.custody import disk
+from ciphermq.custody.pkcs11.address import Address
+from ciphermq.custody.pkcs11.pin import PROMPT, check_source
 from ciphermq.errors import ConfigError, IdentityError, IdentityNotFound, RevocationListStale
 from ciphermq.model import ids
 from ciphermq.model.onex import Dialect, PayloadCipher, SessionSeal
@@ -36,6 +41,9 @@ SETTINGS: Final = "identity.toml"
 CERTIFICATE: Final = "cert.pem"
 KEY: Final = "key.pem"
 WRAPPED: Final = "key.pass"
+HSM_WRAPPED: Final = "key.wrapped"
+TLS_CERTIFICATE: Final = "tls-cert.pem"
+TLS_KEY: Final = "tls-key.pem"
 AUTHORITY: Final = "ca.crt"
 REVOCATION_LIST: Final = "crl.pem"
 SEALING: Final = "sealing"
@@ -44,6 +52,9 @@ TRUST: Final = "trust.json"
 REQUEST: Final = "request.pem"
 PURPOSE: Final = "CipherMQ identity key"
 LOCK: Final = ".lock"
+
+FILES: Final = "files"
+PKCS11: Final = "pkcs11"
 
 
 class OnexSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,6 +76,30 @@ class OnexSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Dialect(SessionSeal(self.dialect), PayloadCipher(self.cipher), self.separate_tag)
 
 
+class TokenSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[token]`` in ``identity.toml``: the hardware token that holds keys of this identity."""
+
+    module: str
+    """The PKCS#11 module (a shared object) through which it is reached."""
+    label: str = ""
+    serial: str = ""
+    """Which token: one of the two is enough."""
+    pin: str = PROMPT
+    """Where its PIN comes from: ``env:NAME``, ``file:PATH`` (from the identity's directory on), or
+    ``prompt``, which $CIPHERMQ_PIN answers too."""
+    signing_key: str = ""
+    """The id there of the certificate's key, in hexadecimal; empty: that key is in ``key.pem``."""
+
+    @property
+    def signing_id(self) -> bytes | None:
+        """`signing_key` as bytes; None when it is not on the token."""
+        return bytes.fromhex(self.signing_key) or None
+
+    def address(self) -> Address:
+        """Where the token is."""
+        return Address(self.module, self.label, self.serial)
+
+
 class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``identity.toml``."""
 
@@ -74,7 +109,16 @@ class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server_name: str = ""
     """What the broker's certificate must be for; empty: the host in `url`."""
     suite: str = DEFAULT_SUITE.name
+    custody: str = FILES
+    """Where sealing keys made from now on live: ``files``, or ``pkcs11``, the hardware token of
+    ``[token]``."""
+    token: TokenSettings | None = None
     one_x: OnexSettings | None = None
+
+    @property
+    def signs_on_token(self) -> bool:
+        """Whether the certificate's key is on the token; then there is a second one for TLS."""
+        return self.token is not None and self.token.signing_id is not None
 
     @classmethod
     def read(cls, directory: Path) -> IdentitySettings:
@@ -106,6 +150,9 @@ class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if settings.suite not in Suite.__members__:
             allowed = ", ".join(Suite.__members__)
             raise ConfigError(f"{where}: suite = {settings.suite!r} is not one of {allowed}")
+        _check_custody(settings, where)
+        if settings.token is not None:
+            _check_token(settings.token, where)
         if settings.one_x is not None:
             _check_onex(settings.one_x, where)
         return settings
@@ -114,10 +161,13 @@ class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The file's text."""
         values: dict[str, Any] = msgspec.to_builtins(self)
         # For such strings JSON's spelling is TOML's.
-        section = values.pop("one_x")
+        sections = {name: values.pop(name) for name in ("token", "one_x")}
+        if values["custody"] == FILES:
+            del values["custody"]  # as before there were tokens
         lines = _lines(values)
-        if section is not None:
-            lines += ["", "[one_x]", *_lines(section)]
+        for name, section in sections.items():
+            if section is not None:
+                lines += ["", f"[{name}]", *_lines(section)]
         return "\n".join(["# A CipherMQ identity.", *lines, ""]).encode()
 
     def write(self, directory: Path) -> None:
@@ -127,6 +177,39 @@ class IdentitySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def _lines(values: dict[str, Any]) -> list[str]:
     return [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+
+
+def _check_custody(settings: IdentitySettings, where: str) -> None:
+    if settings.custody not in {FILES, PKCS11}:
+        raise ConfigError(
+            f"{where}: custody = {settings.custody!r} is not one of {FILES}, {PKCS11}"
+        )
+    if settings.custody == PKCS11 and settings.token is None:
+        raise ConfigError(f'{where}: custody = "{PKCS11}" needs a section [token]')
+    if settings.custody == PKCS11 and settings.suite != Suite.P256.name:
+        raise ConfigError(
+            f'{where}: custody = "{PKCS11}" needs suite = "{Suite.P256.name}", not '
+            f"{settings.suite!r}: tokens know no other"
+        )
+
+
+def _check_token(settings: TokenSettings, where: str) -> None:
+    for key in ("module", "label", "serial"):
+        if not (value := getattr(settings, key)).isprintable():
+            raise ConfigError(f"{where}: token.{key} = {value!r} has control characters")
+    if not settings.module:
+        raise ConfigError(f"{where}: token.module is empty; it must be a PKCS#11 module's path")
+    if not settings.label and not settings.serial:
+        raise ConfigError(f"{where}: [token] needs a label or a serial, or it could be any token")
+    check_source(settings.pin, f"{where}: token.pin")
+    try:
+        size = len(bytes.fromhex(settings.signing_key))
+    except ValueError:
+        size = limits.MAX_TOKEN_KEY_ID + 1
+    if size > limits.MAX_TOKEN_KEY_ID:
+        raise ConfigError(
+            f"{where}: token.signing_key = {settings.signing_key!r} is no key's id in hexadecimal"
+        )
 
 
 def _check_onex(settings: OnexSettings, where: str) -> None:
@@ -141,9 +224,9 @@ def _check_onex(settings: OnexSettings, where: str) -> None:
         raise ConfigError(f"{where}: one_x.keys = {settings.keys!r} is no directory's name")
 
 
-def read_certificate(directory: Path) -> x509.Certificate:
-    """The identity's own certificate."""
-    path = directory / CERTIFICATE
+def read_certificate(directory: Path, name: str = CERTIFICATE) -> x509.Certificate:
+    """The identity's own certificate, or the other one of that file's name."""
+    path = directory / name
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except FileNotFoundError:
@@ -196,6 +279,9 @@ def warnings(directory: Path, now_ms: int) -> list[str]:
     authorities = [names.load(der) for der in read_authorities(directory)]
     title = f"the certificate of {names.client_id_of(certificate)!r}"
     found = [dates.certificate_warning(certificate, title, now_ms)]
+    if (directory / TLS_CERTIFICATE).exists():
+        second = read_certificate(directory, TLS_CERTIFICATE)
+        found.append(dates.certificate_warning(second, f"{title} for TLS", now_ms))
     found += [dates.certificate_warning(one, "the authority", now_ms) for one in authorities]
     try:
         lists = [RevocationList(der, authorities) for der in read_revocation_lists(directory)]

@@ -83,7 +83,7 @@ class Many:
                 return
             keys = await self._sealer.keys(self._route)
             expires_ms = expiry_ms(now_ms(), self._ttl)
-            _, data = self._sealer.seal(body, self._route, keys, expires_ms)
+            data = await self._sealer.seal(self._sealer.order(body, self._route, keys, expires_ms))
             flight = _Flight(self._lane, body.count, self._landing)
             self._out.add(flight)
             flight.start(data, self._timeout)

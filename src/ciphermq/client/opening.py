@@ -2,7 +2,8 @@
 
 A fault of the batch concerns nobody else: it goes to the dead letters with the reason, and the next
 one is opened. A fault of this machine (its clock, its revocation list, a key that isn't here)
-would dead-letter everything, so it is raised, and the queue stays as it is.
+would dead-letter everything, so it is raised, and the queue stays as it is. One of these, a token
+that is away, passes by itself; `Source` waits for it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 
 import msgspec
 
+from ciphermq import limits
 from ciphermq.client.core import Core
 from ciphermq.client.deliveries import BrokerDelivery
 from ciphermq.client.directory import Directory
@@ -27,7 +29,7 @@ from ciphermq.errors import (
 )
 from ciphermq.model.onex import is_onex
 from ciphermq.model.topology import DeadInfo
-from ciphermq.sealing.open import OpenedBatch, SessionKeys, open_batch
+from ciphermq.sealing.open import OpenedBatch, SessionKeys, judge
 from ciphermq.telemetry import get_logger
 
 _log = get_logger("client")
@@ -39,7 +41,11 @@ class Unsealer:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._session_keys = SessionKeys()
+        self._session_keys = (
+            SessionKeys(limits.TOKEN_SESSION_KEYS, limits.TOKEN_SESSION_KEY_LIFETIME)
+            if any(opener.blocking for opener in core.identity.keyring)
+            else SessionKeys()
+        )
         self.refused = 0
         """Messages sent to the dead letters because their batch could not be believed."""
 
@@ -94,7 +100,7 @@ class Unsealer:
     async def _patiently(self, delivery: BrokerDelivery) -> OpenedBatch:
         """Open it; once more when something newer may be at hand."""
         try:
-            return self._open(delivery)
+            return await self._open(delivery)
         except KeyMissing:
             # Another process of this identity may have taken a new key into use.
             await asyncio.to_thread(self._core.identity.keys.reload)
@@ -106,7 +112,7 @@ class Unsealer:
                 newer = False
             if not newer:
                 raise
-        return self._open(delivery)
+        return await self._open(delivery)
 
     async def _knowing_its_keys(self, delivery: BrokerDelivery) -> OpenedBatch:
         """Open it, or say who is at fault for a key that isn't here.
@@ -116,7 +122,7 @@ class Unsealer:
         receiver.
         """
         try:
-            return self._open(delivery)
+            return await self._open(delivery)
         except KeyMissing as missing:
             identity = self._core.identity
             try:
@@ -129,16 +135,20 @@ class Unsealer:
                 f"the batch is sealed to a key that {identity.name!r} never registered"
             ) from missing
 
-    def _open(self, delivery: BrokerDelivery) -> OpenedBatch:
-        identity = self._core.identity
-        return open_batch(
+    async def _open(self, delivery: BrokerDelivery) -> OpenedBatch:
+        identity, session_keys = self._core.identity, self._session_keys
+        judged = judge(
             delivery.frame.sealed,
             receiver=identity.name,
-            keyring=identity.keyring,
             verifier=identity.verifier,
             now_ms=now_ms(),
-            session_keys=self._session_keys,
         )
+        if not judged.blocks(identity.keyring, session_keys):
+            return judged.open(judged.unwrap(identity.keyring, session_keys))
+        # A token takes its time, and the event loop has none.
+        key = await asyncio.to_thread(judged.unwrap, identity.keyring, session_keys)
+        asyncio.get_running_loop().call_later(limits.TOKEN_SESSION_KEY_LIFETIME, session_keys.prune)
+        return judged.open(key)
 
     def _refuse(self, delivery: BrokerDelivery, queue: str, error: BatchError) -> None:
         count = delivery.live.bit_count()

@@ -2,7 +2,8 @@
 
 ::
 
-    sealing/<key id>.key    a private key each, as `ciphermq.custody.files` spells it
+    sealing/<key id>.key    a private key each, as `ciphermq.custody.files` spells it, or where on a
+                            token it is
     sealing/keys.json       which is current, the last record's version, until when each may be met
     sealing/record.pem      the newest key record, signed
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
@@ -23,12 +24,17 @@ from ciphermq import limits
 from ciphermq.custody import disk, keys, passphrase
 from ciphermq.custody.armour import armour, strip_armour
 from ciphermq.custody.face import Opener, Signer
-from ciphermq.custody.files import FileOpener, encode_key
+from ciphermq.custody.files import FileOpener, decode_key, encode_key, is_elsewhere
 from ciphermq.custody.keyring import Keyring
 from ciphermq.directory import records
 from ciphermq.errors import IdentityError, KeyRecordMalformed
 from ciphermq.model import keyrecord
 from ciphermq.model.suites import Suite
+
+if TYPE_CHECKING:
+    # Loaded where a token is: python-pkcs11 is no concern of who has none.
+    from ciphermq.custody.pkcs11.opener import TokenOpener
+    from ciphermq.custody.pkcs11.token import Token
 
 STATE: Final = "keys.json"
 RECORD: Final = "record.pem"
@@ -58,10 +64,21 @@ class State(msgspec.Struct, forbid_unknown_fields=True):
 class OwnKeys:
     """The sealing keys in `directory`, open."""
 
-    def __init__(self, directory: Path, secret: bytes | None) -> None:
-        """`secret` opens the key files, where they are encrypted. Raises `IdentityError`."""
+    def __init__(
+        self,
+        directory: Path,
+        secret: bytes | None,
+        *,
+        token: Token | None = None,
+        on_token: bool = False,
+    ) -> None:
+        """`secret` opens the key files, where they are encrypted; `token` holds the keys that are
+        not in files, and new ones where they are made `on_token`. It is not called: it may be away.
+        Raises `IdentityError`."""
         self.directory = directory
         self._secret = secret
+        self._token = token
+        self._on_token = on_token
         self.keyring = Keyring()
         self._current: Opener
         self._load()
@@ -73,6 +90,14 @@ class OwnKeys:
         opener = _write_new_key(directory, suite, secret)
         _write_state(directory, State(opener.key_id.hex(), ends_ms={opener.key_id.hex(): 0}))
         return cls(directory, secret)
+
+    @classmethod
+    def create_on_token(cls, directory: Path, opener: TokenOpener) -> OwnKeys:
+        """Make the directory for a key that is on a token."""
+        disk.make_private_directory(directory)
+        _write_reference(directory, opener)
+        _write_state(directory, State(opener.key_id.hex(), ends_ms={opener.key_id.hex(): 0}))
+        return cls(directory, None, token=opener.token, on_token=True)
 
     @property
     def current(self) -> Opener:
@@ -92,7 +117,7 @@ class OwnKeys:
         """Take a fresh key into use, of `suite` or like the former; the former is kept."""
         with self._locked():
             state = read_state(self.directory)
-            opener = _write_new_key(self.directory, suite or self._current.suite, self._secret)
+            opener = self._make(suite or self._current.suite)
             state.current = opener.key_id.hex()
             state.ends_ms[state.current] = 0
             _write_state(self.directory, state)
@@ -100,8 +125,19 @@ class OwnKeys:
         self._current = opener
         return opener
 
+    def _make(self, suite: Suite) -> Opener:
+        if self._token is None or not self._on_token:
+            return _write_new_key(self.directory, suite, self._secret)
+        from ciphermq.custody.pkcs11.opener import TokenOpener
+
+        opener = TokenOpener.make(self._token)
+        _write_reference(self.directory, opener)
+        return opener
+
     def prune(self, now_ms: int) -> list[bytes]:
-        """Delete the former keys that no batch can name any more; their key ids."""
+        """Delete the former keys that no batch can name any more; their key ids.
+
+        What is on a token stays there: other uses of it are not known here."""
         with self._locked():
             state = read_state(self.directory)
             gone = [
@@ -166,7 +202,7 @@ class OwnKeys:
     def _load(self) -> None:
         for path in sorted(self.directory.glob(f"*{KEY_SUFFIX}")):
             if path.stem not in {opener.key_id.hex() for opener in self.keyring}:
-                self.keyring.add(FileOpener.load(path, self._secret))
+                self.keyring.add(self._read(path))
         current = bytes.fromhex(read_state(self.directory).current)
         if current not in self.keyring:
             raise IdentityError(
@@ -174,6 +210,14 @@ class OwnKeys:
                 "it from a backup, or what was sealed to it can't be read"
             )
         self._current = self.keyring.find(current)
+
+    def _read(self, path: Path) -> Opener:
+        data = disk.read_private(path, limit=limits.MAX_KEY_FILE)
+        if not is_elsewhere(data):
+            return decode_key(data, str(path), self._secret)
+        from ciphermq.custody.pkcs11 import reference
+
+        return reference.decode(data, str(path), self._token)
 
     def _locked(self) -> AbstractContextManager[None]:
         return disk.locked(self.directory / _LOCK)
@@ -210,6 +254,12 @@ def _write_new_key(directory: Path, suite: Suite, secret: bytes | None) -> FileO
     text = encode_key(suite, private_key, secret, passphrase.CHEAP)
     disk.write_file(directory / f"{opener.key_id.hex()}{KEY_SUFFIX}", text)
     return opener
+
+
+def _write_reference(directory: Path, opener: TokenOpener) -> None:
+    from ciphermq.custody.pkcs11 import reference
+
+    disk.write_file(directory / f"{opener.key_id.hex()}{KEY_SUFFIX}", reference.encode(opener))
 
 
 def _write_state(directory: Path, state: State) -> None:

@@ -320,7 +320,8 @@ class Relay:
             self._routes = await self._in_thread(self._rows.routes)
             route = self._routes[waiting.route]
         keys = await self._sealer.keys(route)
-        return self._sealer.seal(waiting.body, route, keys, waiting.expires_ms).data
+        order = self._sealer.order(waiting.body, route, keys, waiting.expires_ms)
+        return await self._sealer.seal(order)
 
     # --- under way ------------------------------------------------------------------------------
 

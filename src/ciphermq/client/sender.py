@@ -298,11 +298,14 @@ class Sender:
         pending = [item.content for item in group.items]
         try:
             body = Body.of([each.message for each in pending])
-            batch_id, data = self._sealer.seal(body, self.route, keys, group.expires_ms)
+            order = self._sealer.order(body, self.route, keys, group.expires_ms)
+            flight = _Flight(order.batch_id, pending)
+            data = await self._sealer.seal(order)
         except Exception as error:  # noqa: BLE001 - as above
             _fail(group, error)
             return True
-        flight = _Flight(batch_id, pending)
+        if not flight.waiting:
+            return True  # a token was waited for, and nobody wants it any more
         flight.parcel = self._lane.send(data, flight.landed)
         return True
 

@@ -11,7 +11,10 @@ from ciphermq.client.deliveries import BrokerDelivery
 from ciphermq.client.feed import Feed
 from ciphermq.client.inbox import Arrival
 from ciphermq.client.opening import Unsealer
-from ciphermq.errors import WaitTimeout
+from ciphermq.errors import TokenAway, WaitTimeout
+from ciphermq.telemetry import get_logger
+
+_log = get_logger("client")
 
 
 class Source:
@@ -36,6 +39,8 @@ class Source:
         self._loop = asyncio.get_running_loop()
         self._renewed = self._loop.time()
         self._started = False
+        self._away_until: float | None = None
+        """When to look for the hardware token again that was away; None: it is not."""
 
     @property
     def refused(self) -> int:
@@ -51,7 +56,9 @@ class Source:
     async def take(self, most: int) -> list[Arrival]:
         """Up to so many batches of those that have come, opened; none: `wait` for some.
 
-        Raises why nothing more will come, or a `ReceiverFault`; the batch stays here then.
+        While the hardware token that is needed is away, all but what can be opened without it waits
+        here. Raises why nothing more will come, or another `ReceiverFault`; the batch stays here
+        then.
         """
         self.start()
         # Before anything else: what happens from here on ends the next `wait`.
@@ -64,16 +71,32 @@ class Source:
             raise self._feed.failure
         taken: list[BrokerDelivery] = []
         arrivals: list[Arrival] = []
+        if self._away_until is not None and self._loop.time() < self._away_until:
+            return arrivals
         try:
             while len(arrivals) < most and (delivery := self._feed.take()) is not None:
                 taken.append(delivery)
                 arrival = await self._unsealer.open(delivery, self._queue)
+                self._token_is_back()
                 if arrival is not None:
                     arrivals.append(arrival)
+        except TokenAway as away:
+            self._feed.put_back(taken[-1:])
+            self._token_is_away(away)
         except BaseException:
             self._feed.put_back(taken)
             raise
         return arrivals
+
+    def _token_is_away(self, error: TokenAway) -> None:
+        if self._away_until is None:
+            _log.warning("messages wait for a token", queue=self._queue, reason=str(error))
+        self._away_until = self._loop.time() + limits.TOKEN_POLL
+
+    def _token_is_back(self) -> None:
+        if self._away_until is not None:
+            _log.info("the token is back: messages go on", queue=self._queue)
+            self._away_until = None
 
     async def wait(self, due: float | None, left: float | None, of: float | None) -> None:
         """Until something has come since `take`, for `due` seconds at most.
@@ -82,7 +105,9 @@ class Source:
         """
         if self.stopping:  # said from another thread, before `take` began to listen
             return
-        limit = min((each for each in (due, left) if each is not None), default=None)
+        look = None if self._away_until is None else self._away_until - self._loop.time()
+        waits = [each for each in (due, left, look) if each is not None]
+        limit = max(0.0, min(waits)) if waits else None
         try:
             async with asyncio.timeout(limit):
                 await self._feed.arrived.wait()

@@ -32,7 +32,8 @@ def describe(path: Path, now_ms: int) -> dict[str, Any]:
         "url": settings.url,
         "server_name": settings.server_name or None,
         "suite": settings.suite,
-        "encrypted": (path / layout.WRAPPED).exists(),
+        "encrypted": (path / layout.WRAPPED).exists() or (path / layout.HSM_WRAPPED).exists(),
+        "token": _token(settings, path),
         "serial": None,
         "not_before": None,
         "not_after": None,
@@ -58,6 +59,24 @@ def describe(path: Path, now_ms: int) -> dict[str, Any]:
     if dates.to_ms(certificate.not_valid_after_utc) <= now_ms:
         about["status"] = "expired"
     return about
+
+
+def _token(settings: IdentitySettings, path: Path) -> dict[str, Any] | None:
+    """What of it a hardware token keeps."""
+    token = settings.token
+    if token is None:
+        return None
+    keeps = {
+        "sealing": settings.custody == layout.PKCS11,
+        "signing": token.signing_id is not None,
+        "files": (path / layout.HSM_WRAPPED).exists(),
+    }
+    return {
+        "module": token.module,
+        "label": token.label or None,
+        "serial": token.serial or None,
+        "keeps": [what for what, kept in keeps.items() if kept],
+    }
 
 
 def spell(when: datetime) -> str:

@@ -18,6 +18,10 @@ class Opener(Protocol):
 
     @property
     def public_key(self) -> bytes: ...
+    @property
+    def blocking(self) -> bool:
+        """Whether `unwrap` waits for a device, and so must not be called in an event loop."""
+
     def unwrap(self, wrap: bytes, info: bytes) -> bytes:
         """The session key in `wrap`, if it was made for this key with the same `info`.
 
@@ -36,6 +40,12 @@ class Signer(Protocol):
     def certificate_sha256(self) -> bytes:
         """SHA-256 of the certificate's DER."""
 
+    @property
+    def blocking(self) -> bool:
+        """Whether `sign` waits for a device, and so must not be called in an event loop."""
+
     def sign(self, data: bytes) -> bytes:
         """ECDSA over `data` with the hash that goes with the curve, as
-        `ciphermq.custody.signatures` spells it."""
+        `ciphermq.custody.signatures` spells it.
+
+        Raises `ReceiverFault` when the key can't be used now (a token that was pulled out)."""

@@ -26,6 +26,12 @@ from ciphermq.errors import CertificateError, IdentityError, PassphraseError
 from ciphermq.model.envelope import KEY_ID_SIZE
 from ciphermq.model.suites import Suite
 
+REFERENCE: Final = "CIPHERMQ TOKEN KEY"
+"""Label of what stands where such a file would, when the key is on a hardware token."""
+
+HSM_WRAPPED: Final = "CIPHERMQ TOKEN WRAPPED SECRET"
+"""Label of a secret under a key that a token holds (`ciphermq.custody.pkcs11.wrapping`)."""
+
 _PLAIN: Final = "CIPHERMQ PRIVATE KEY"
 _ENCRYPTED: Final = "CIPHERMQ ENCRYPTED PRIVATE KEY"
 _BOX_LABEL: Final = b"CipherMQ/2 private key\0"
@@ -35,15 +41,22 @@ _HEAD: Final = 1 + KEY_ID_SIZE
 class FileOpener:
     """A receiver's private key that was read from a file into memory."""
 
+    blocking: Final = False
+
     def __init__(self, suite: Suite, private_key: bytes) -> None:
         """`IdentityError` when `private_key` is none of `suite`."""
         self._key = keys.load_private(suite, private_key)
+        self._bytes = private_key
         self.suite = suite
         self.public_key = keys.public_bytes(suite, private_key)
         self.key_id = keys.key_id(suite, self.public_key)
 
     def __repr__(self) -> str:
         return f"<{self.suite.name} private key {self.key_id.hex()}>"
+
+    def private_bytes(self) -> bytes:
+        """The key itself, to be encrypted otherwise."""
+        return self._bytes
 
     def unwrap(self, wrap: bytes, info: bytes) -> bytes:
         """See `ciphermq.custody.face.Opener`."""
@@ -60,6 +73,8 @@ class FileOpener:
 
 class FileSigner:
     """A certificate's private key that was read from a file into memory."""
+
+    blocking: Final = False
 
     def __init__(self, private_key: ec.EllipticCurvePrivateKey, chain: tuple[bytes, ...]) -> None:
         """`CertificateError` when the key is not that of the chain's first certificate, or is on
@@ -125,6 +140,17 @@ def decode_key(data: bytes, what: str, secret: bytes | None = None) -> FileOpene
     if opener.key_id != head[1:]:
         raise IdentityError(f"{what} is damaged: it does not hold the key that it names")
     return opener
+
+
+def is_elsewhere(data: bytes) -> bool:
+    """Whether a key file's content only says where on a token the key is
+    (`ciphermq.custody.pkcs11.reference`)."""
+    return label_of(data) == REFERENCE
+
+
+def is_wrapped(data: bytes) -> bool:
+    """Whether a file's content is to be opened by a token."""
+    return label_of(data) == HSM_WRAPPED
 
 
 def is_encrypted(data: bytes, what: str) -> bool:

@@ -13,6 +13,7 @@ Each command takes the directory's lock, so two of them can't issue one name to 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from ciphermq import limits
 from ciphermq.custody import disk, signatures
 from ciphermq.custody.passphrase import STRONG, Cost
 from ciphermq.errors import AuthorityError, CertificateError, RevocationListStale
-from ciphermq.pki import dates, keyfile, names, profiles
+from ciphermq.pki import dates, keyfile, names, pem, profiles
 from ciphermq.pki.revocation import RevocationList
 
 CERTIFICATE: Final = "ca.crt"
@@ -51,6 +52,11 @@ class Issued(NamedTuple):
     certificate: x509.Certificate
 
     @property
+    def only_connects(self) -> bool:
+        """Whether it is a client's second certificate, for TLS alone."""
+        return self.is_client and names.only_connects(self.certificate)
+
+    @property
     def not_after_ms(self) -> int:
         """When it ends."""
         return dates.to_ms(self.certificate.not_valid_after_utc)
@@ -63,8 +69,8 @@ class AuthorityDirectory:
         """Raises `AuthorityError` when there is no authority at `path`."""
         self.path = path
         try:
-            pem = (path / CERTIFICATE).read_bytes()
-            self.certificate = x509.load_pem_x509_certificate(pem)
+            text = (path / CERTIFICATE).read_bytes()
+            self.certificate = x509.load_pem_x509_certificate(text)
         except FileNotFoundError:
             raise AuthorityError(
                 f"there is no authority in {path}: make one with `ciphermq init`, or say where "
@@ -105,11 +111,12 @@ class AuthorityDirectory:
                 raise AuthorityError(f"{path} can't be read: {error}") from error
         return found
 
-    def newest(self, name: str) -> Issued | None:
-        """The certificate that client `name` got last, if it is not revoked."""
+    def newest(self, name: str, *, only_connects: bool = False) -> Issued | None:
+        """The certificate that client `name` got last, if it is not revoked; of those for TLS
+        alone where it `only_connects`, else of the others."""
         revoked = self.revocation_list().serials
         for item in reversed(self.issued()):
-            if item.is_client and item.name == name:
+            if item.is_client and item.name == name and item.only_connects == only_connects:
                 return None if item.certificate.serial_number in revoked else item
         return None
 
@@ -164,15 +171,19 @@ class Authority(AuthorityDirectory):
         now_ms: int,
         lifetime: int = limits.CERTIFICATE_LIFETIME,
         replace: bool = False,
+        only_connects: bool = False,
     ) -> x509.Certificate:
         """A client's certificate, `lifetime` in seconds.
+
+        `only_connects`: a second one of the same name, for TLS alone, whose key can't sign; for who
+        keeps the key that signs where TLS can't reach it. Each kind has its own last key.
 
         Raises `AuthorityError` when the last certificate of `name`, ended or not, is for another
         key and is not revoked: whoever got one could take over the name of who has it. With
         `replace` it is issued all the same.
         """
         with self._locked():
-            last = self.newest(name)
+            last = self.newest(name, only_connects=only_connects)
             if last and last.certificate.public_key() != public_key and not replace:
                 raise AuthorityError(
                     f"{name!r} has a certificate with another key (serial "
@@ -180,7 +191,9 @@ class Authority(AuthorityDirectory):
                     "If that key is lost and this is its owner asking, repeat the command with "
                     "--replace"
                 )
-            issued = profiles.client_certificate(self._issuer, name, public_key, now_ms, lifetime)
+            issued = profiles.client_certificate(
+                self._issuer, name, public_key, now_ms, lifetime, signs=not only_connects
+            )
             return self._keep(issued)
 
     def issue_server(
@@ -216,6 +229,24 @@ class Authority(AuthorityDirectory):
         key = request_key(request)
         return self.issue_client(name, key, now_ms=now_ms, lifetime=lifetime, replace=replace)
 
+    def sign_companion(
+        self,
+        request: x509.CertificateSigningRequest,
+        companion: x509.CertificateSigningRequest,
+        *,
+        now_ms: int,
+        lifetime: int = limits.CERTIFICATE_LIFETIME,
+        replace: bool = False,
+    ) -> x509.Certificate:
+        """The certificate for TLS alone that goes with that of `request`.
+
+        Raises `CertificateError` when `request` does not name the key of `companion`.
+        """
+        name, key = check_companion(request, companion)
+        return self.issue_client(
+            name, key, now_ms=now_ms, lifetime=lifetime, replace=replace, only_connects=True
+        )
+
     def issue_crl(self, *, now_ms: int, revoke: Iterable[int] = ()) -> RevocationList:
         """The next revocation list: all of the last one's entries, and the serials `revoke`."""
         with self._locked():
@@ -249,6 +280,45 @@ def load_request(data: bytes) -> x509.CertificateSigningRequest:
         return x509.load_der_x509_csr(data)
     except names.UNREADABLE as error:
         raise CertificateError(f"not a certificate request: {error}") from error
+
+
+def load_companion(data: bytes) -> x509.CertificateSigningRequest | None:
+    """The second request in `data`, for a certificate for TLS alone; None when there is none."""
+    found = pem.blocks("CERTIFICATE REQUEST", data)
+    if len(found) > 2:
+        raise CertificateError(f"a file has one request or two, this one has {len(found)}")
+    return load_request(found[1]) if found[1:] else None
+
+
+def check_companion(
+    request: x509.CertificateSigningRequest, companion: x509.CertificateSigningRequest
+) -> tuple[str, _PublicKey]:
+    """Name and key of `companion`, if it is the one that the maker of `request` vouches for.
+
+    Raises `CertificateError`. Without this, who carries the file could put a key of his own beside
+    a genuine request, and connect as its maker.
+    """
+    name, key = names.request_name(request), request_key(companion)
+    if names.request_name(companion) != name or companion_named(request) != key_digest(key):
+        raise CertificateError(
+            f"the second request in the file is not the one that {name!r} made with the first: "
+            "have both made anew with `ciphermq identity request`"
+        )
+    return name, key
+
+
+def companion_named(request: x509.CertificateSigningRequest) -> str | None:
+    """The digest of the key for TLS that the maker of `request` has beside this one."""
+    try:
+        return request.attributes.get_attribute_for_oid(names.COMPANION).value.decode()
+    except (x509.AttributeNotFound, *names.UNREADABLE):
+        return None
+
+
+def key_digest(key: _PublicKey) -> str:
+    """How a request names the key of its companion."""
+    spki = key.public_bytes(_DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(spki).hexdigest()
 
 
 def request_key(request: x509.CertificateSigningRequest) -> _PublicKey:

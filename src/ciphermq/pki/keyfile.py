@@ -80,14 +80,14 @@ def write_key(
 
 
 def read_key(path: Path, password: bytes | None) -> ec.EllipticCurvePrivateKey:
-    """The private key in `path`.
+    """The private key in `path`. A password that it does not need is not looked at.
 
     Raises `IdentityError` when there is none that can be used, `PassphraseError` when the
     password is not its own.
     """
     pem = disk.read_private(path, limit=limits.MAX_KEY_FILE)
     try:
-        key = serialization.load_pem_private_key(pem, password)
+        key = serialization.load_pem_private_key(pem, password if b"ENCRYPTED" in pem else None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         if b"ENCRYPTED" in pem:
             raise PassphraseError(f"{path} does not open with that passphrase") from error

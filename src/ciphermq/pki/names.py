@@ -20,6 +20,10 @@ SIGNING_USAGE: Final = x509.ObjectIdentifier("2.25.27240217094805206472604739866
 """Extended key usage: may sign CipherMQ batches and key records. An arc that needs no registry
 (ITU-T X.667: 2.25 and a UUID as a number)."""
 
+COMPANION: Final = x509.ObjectIdentifier(f"{SIGNING_USAGE.dotted_string}.1")
+"""Attribute of a certificate request: the SHA-256 of another key, in hexadecimal, for which the
+same client wants a certificate that only connects."""
+
 URI_SCHEME: Final = "ciphermq:"
 
 UNREADABLE: Final = (
@@ -110,6 +114,16 @@ def may_sign(certificate: x509.Certificate) -> bool:
     except UNREADABLE:
         return False
     return usages is not None and SIGNING_USAGE in usages
+
+
+def only_connects(certificate: x509.Certificate) -> bool:
+    """Whether it is a client's second certificate: for TLS, and by its own word not for signing.
+    One of CipherMQ 1.x, which has no extended key usage, says nothing of the kind."""
+    try:
+        usages = _extended_usages(certificate)
+    except UNREADABLE:
+        return False
+    return usages is not None and SIGNING_USAGE not in usages
 
 
 def request_name(request: x509.CertificateSigningRequest) -> str:

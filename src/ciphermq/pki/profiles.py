@@ -53,11 +53,18 @@ def authority_certificate(key: ec.EllipticCurvePrivateKey, now_ms: int) -> x509.
 
 
 def client_certificate(
-    issuer: Issuer, name: str, public_key: ec.EllipticCurvePublicKey, now_ms: int, lifetime: int
+    issuer: Issuer,
+    name: str,
+    public_key: ec.EllipticCurvePublicKey,
+    now_ms: int,
+    lifetime: int,
+    *,
+    signs: bool = True,
 ) -> x509.Certificate:
-    """A certificate with which `name` connects and signs, for `lifetime` seconds."""
+    """A certificate with which `name` connects and, where it `signs`, signs, for `lifetime`
+    seconds."""
     uri = x509.UniformResourceIdentifier(names.URI_SCHEME + names.check_issuable(name))
-    usages = [ExtendedKeyUsageOID.CLIENT_AUTH, names.SIGNING_USAGE]
+    usages = [ExtendedKeyUsageOID.CLIENT_AUTH, *[names.SIGNING_USAGE] * signs]
     return _end_entity(issuer, name, public_key, [uri], usages, now_ms, lifetime)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hmac
-import threading
-from collections import OrderedDict
+import time
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from ciphermq.custody.guarded import Guarded
 from ciphermq.custody.keyring import Keyring
 from ciphermq.errors import BodyRefused, CommitmentMismatch, WrapRefused
 from ciphermq.model import body as body_codec
@@ -43,20 +44,123 @@ class SessionKeys:
     That spares a slow token most; everything else about the batch is verified again. Shared by
     threads."""
 
-    def __init__(self, size: int = _REMEMBERED) -> None:
+    def __init__(
+        self,
+        size: int = _REMEMBERED,
+        lifetime: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Keeps the `size` latest, each for `lifetime` seconds of `clock`; None: for good."""
         self._size = size
-        self._keys: OrderedDict[bytes, bytes] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lifetime = lifetime
+        self._clock = clock
+        self._keys: Guarded[bytes, tuple[float, bytes]] = Guarded()
+        """In the order in which they came: the oldest first."""
 
     def get(self, name: bytes) -> bytes | None:
-        with self._lock:
-            return self._keys.get(name)
+        """The session key of the batch and key that `name` stands for."""
+        self.prune()
+        with self._keys.lock() as keys:
+            known = keys.get(name)
+        return known[1] if known is not None else None
 
     def put(self, name: bytes, session_key: bytes) -> None:
-        with self._lock:
-            self._keys[name] = session_key
-            while len(self._keys) > self._size:
-                self._keys.popitem(last=False)
+        """Remember it."""
+        with self._keys.lock() as keys:
+            keys.pop(name, None)
+            keys[name] = (self._clock(), session_key)
+            while len(keys) > self._size:
+                del keys[next(iter(keys))]
+
+    def prune(self) -> None:
+        """Forget what has been kept long enough."""
+        if self._lifetime is None:
+            return
+        oldest = self._clock() - self._lifetime
+        with self._keys.lock() as keys:
+            for name in [name for name, (since, _) in keys.items() if since <= oldest]:
+                del keys[name]
+
+    def __len__(self) -> int:
+        with self._keys.lock() as keys:
+            return len(keys)
+
+
+class Judged:
+    """A batch that is its sender's, for us, of our time, and unchanged; not opened yet.
+
+    Opening it takes one step with the private key, which a token makes slow. So the steps are
+    apart: who runs an event loop has that one made elsewhere."""
+
+    def __init__(self, envelope: Envelope, verified: Verified, receiver: str) -> None:
+        """Made by `judge`."""
+        self._envelope = envelope
+        self._verified = verified
+        self._receiver = receiver
+        self._ref = envelope.header.receivers[verified.index]
+        self._name = verified.bound + self._ref.key_id
+
+    def blocks(self, keyring: Keyring, session_keys: SessionKeys | None = None) -> bool:
+        """Whether `unwrap` would wait for a device; raises `KeyMissing`."""
+        if session_keys is not None and session_keys.get(self._name) is not None:
+            return False
+        return keyring.find(self._ref.key_id).blocking
+
+    def unwrap(self, keyring: Keyring, session_keys: SessionKeys | None = None) -> bytes:
+        """The session key (step 7). Raises `KeyMissing`, `WrapRefused`, `TokenAway`."""
+        if session_keys is not None and (known := session_keys.get(self._name)) is not None:
+            return known
+        ref = self._ref
+        opener = keyring.find(ref.key_id)
+        if opener.suite is not ref.suite:
+            raise WrapRefused(
+                f"the batch uses key {ref.key_id.hex()} with suite {ref.suite.name}; it is one of "
+                f"suite {opener.suite.name}"
+            )
+        info = derivation.wrap_info(self._envelope.header_bytes, ref.client, ref.key_id)
+        session_key = opener.unwrap(self._envelope.wrap_of(self._verified.index), info)
+        if session_keys is not None:
+            session_keys.put(self._name, session_key)
+        return session_key
+
+    def open(self, session_key: bytes) -> OpenedBatch:
+        """The messages (steps 8 to 10). Raises a kind of `BatchError`."""
+        envelope, verified = self._envelope, self._verified
+        # 8. It is the session key that the header commits to; without this a sender could show two
+        # receivers two texts in one body.
+        batch_keys = derivation.derive(session_key)
+        if not hmac.compare_digest(batch_keys.commitment, envelope.header.commitment):
+            raise CommitmentMismatch(
+                f"{envelope.header.sender!r} wrapped another session key for {self._receiver!r} "
+                "than the one that the batch is sealed with"
+            )
+        # 9. The body opens, under this header and these wraps.
+        try:
+            plaintext = AESGCM(batch_keys.body).decrypt(
+                derivation.BODY_NONCE, envelope.body, verified.bound
+            )
+        except InvalidTag:
+            raise BodyRefused("the body does not open with its session key") from None
+        # 10. What is inside is well formed, and as many messages as were counted and paid for.
+        messages = body_codec.decode(plaintext)
+        if len(messages) != envelope.header.count:
+            raise BodyRefused(
+                f"the body holds {len(messages)} messages, the header says {envelope.header.count}"
+            )
+        return OpenedBatch(envelope.header, messages, verified.signer, verified.digest)
+
+
+def judge(sealed: Buffer, *, receiver: str, verifier: ChainVerifier, now_ms: int) -> Judged:
+    """What is in `sealed`, if client `receiver` may open it. Needs no private key.
+
+    Raises a kind of `BatchError` when the batch is at fault and belongs in the dead letters, a
+    kind of `ReceiverFault` when this machine can't judge it now.
+    """
+    # 0. It is well formed and within the limits, its version and suites are known.
+    envelope = envelope_codec.parse(sealed)
+    # 1 to 6. It is its sender's, for us, of our time, and unchanged.
+    verified = verify(envelope, receiver=receiver, verifier=verifier, now_ms=now_ms)
+    return Judged(envelope, verified, receiver)
 
 
 def open_batch(
@@ -68,56 +172,11 @@ def open_batch(
     now_ms: int,
     session_keys: SessionKeys | None = None,
 ) -> OpenedBatch:
-    """The messages in `sealed`, for client `receiver`.
+    """The messages in `sealed`, for client `receiver`, with all of its steps at once.
 
     Raises a kind of `BatchError` when the batch is at fault and belongs in the dead letters, a
     kind of `ReceiverFault` when this machine can't judge or open it now.
     """
-    # 0. It is well formed and within the limits, its version and suites are known.
-    envelope = envelope_codec.parse(sealed)
-    # 1 to 6. It is its sender's, for us, of our time, and unchanged.
-    verified = verify(envelope, receiver=receiver, verifier=verifier, now_ms=now_ms)
+    judged = judge(sealed, receiver=receiver, verifier=verifier, now_ms=now_ms)
     # 7. The session key opens with our private key.
-    session_key = _session_key(envelope, verified, keyring, session_keys)
-    # 8. It is the session key that the header commits to; without this a sender could show two
-    # receivers two texts in one body.
-    batch_keys = derivation.derive(session_key)
-    if not hmac.compare_digest(batch_keys.commitment, envelope.header.commitment):
-        raise CommitmentMismatch(
-            f"{envelope.header.sender!r} wrapped another session key for {receiver!r} than the "
-            "one that the batch is sealed with"
-        )
-    # 9. The body opens, under this header and these wraps.
-    try:
-        plaintext = AESGCM(batch_keys.body).decrypt(
-            derivation.BODY_NONCE, envelope.body, verified.bound
-        )
-    except InvalidTag:
-        raise BodyRefused("the body does not open with its session key") from None
-    # 10. What is inside is well formed, and as many messages as were counted and paid for.
-    messages = body_codec.decode(plaintext)
-    if len(messages) != envelope.header.count:
-        raise BodyRefused(
-            f"the body holds {len(messages)} messages, the header says {envelope.header.count}"
-        )
-    return OpenedBatch(envelope.header, messages, verified.signer, verified.digest)
-
-
-def _session_key(
-    envelope: Envelope, verified: Verified, keyring: Keyring, session_keys: SessionKeys | None
-) -> bytes:
-    ref = envelope.header.receivers[verified.index]
-    name = verified.bound + ref.key_id
-    if session_keys is not None and (known := session_keys.get(name)) is not None:
-        return known
-    opener = keyring.find(ref.key_id)
-    if opener.suite is not ref.suite:
-        raise WrapRefused(
-            f"the batch uses key {ref.key_id.hex()} with suite {ref.suite.name}; it is one of "
-            f"suite {opener.suite.name}"
-        )
-    info = derivation.wrap_info(envelope.header_bytes, ref.client, ref.key_id)
-    session_key = opener.unwrap(envelope.wrap_of(verified.index), info)
-    if session_keys is not None:
-        session_keys.put(name, session_key)
-    return session_key
+    return judged.open(judged.unwrap(keyring, session_keys))

@@ -16,6 +16,7 @@ from ciphermq import limits
 from ciphermq.settings.catalog import DatabaseSection, EncryptionSection
 from ciphermq.settings.onex import OnexSection
 from ciphermq.settings.section import Section, none_when_empty
+from ciphermq.settings.token import TokenSection
 from ciphermq.settings.values import Address, AddressValue, Names, parse_level
 
 ENVIRONMENT_PREFIX = "CIPHERMQ_"
@@ -96,8 +97,8 @@ class StorageSection(Section):
     )
     at_rest_key_path: Path | None = Field(
         default=Path("at-rest.key"),
-        description='the key that encrypts the catalog\'s key records, a file of mode 0600; "": it '
-        "is derived from encryption.aes_key",
+        description="the key that encrypts the catalog's key records, a file of mode 0600, which "
+        '`ciphermq hsm wrap` may have wrapped; "": it is derived from encryption.aes_key',
     )
     reserve_mb: float = Field(
         default=limits.JOURNAL_RESERVE / limits.MIB,
@@ -238,6 +239,7 @@ class ServerSettings(BaseSettings):
     one_x: OnexSection = OnexSection()
     database: DatabaseSection | None = None
     encryption: EncryptionSection | None = None
+    token: TokenSection | None = None
 
     _left_out: tuple[str, ...] = ()
 
