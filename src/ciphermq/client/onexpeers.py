@@ -26,7 +26,7 @@ from ciphermq.errors import (
     WaitTimeout,
 )
 from ciphermq.model.onex import Dialect
-from ciphermq.net import tls_errors
+from ciphermq.wire import tls_errors
 from ciphermq.net.address import parse_url, spell
 from ciphermq.sealing.onex import seal_message
 from ciphermq.wire.cmq2.table import Role

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from ciphermq import limits
 from ciphermq.errors import CipherMQError
-from ciphermq.net import address, tls_errors
+from ciphermq.net import address
+from ciphermq.wire import tls_errors
 from ciphermq.net.options import LinkOptions
 from ciphermq.wire.cmq2.machine import new_scratch
 from ciphermq.wire.cmq2.table import Role

@@ -16,7 +16,7 @@ from ciphermq.errors import (
     HostUnknown,
     ProtocolNotOffered,
 )
-from ciphermq.net import tls_errors
+from ciphermq.wire import tls_errors
 from ciphermq.net.address import HostPort, parse_url, spell
 from ciphermq.net.channel import Channel
 from ciphermq.net.link import Link, OnFrame, OnLost

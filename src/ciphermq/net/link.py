@@ -17,7 +17,7 @@ from typing import Final
 from ciphermq.errors import CipherMQError, ConnectionLost, refusal
 from ciphermq.net.channel import Channel
 from ciphermq.net.outgoing import gather
-from ciphermq.net.tls_errors import where_to_look
+from ciphermq.wire.tls_errors import where_to_look
 from ciphermq.net.watch import Watch
 from ciphermq.wire.cmq2.codec import Buffer
 from ciphermq.wire.cmq2.frames import Close, Error, Frame, Hello, Ok, Ping, Reconnect

@@ -1,0 +1,103 @@
+"""What one ZeroMQ message looks like: its routing envelope, a header, TLS bytes.
+
+::
+
+    envelope    zero or more frames: who is to have it, hop by hop. ROUTERs add and remove them
+    delimiter   one empty frame
+    header      34 bytes, big-endian:
+                  u8   mark     0xC3: no TLS record begins with it
+                  u8   kind     1 DATA, 2 REQUEST, 3 TAKEN, 4 ASK, 5 RESET
+                  16   token    which session: drawn by its client at random
+                  u64  number   DATA and REQUEST: of this message in its direction, from 0
+                  u64  taken    how many of the other direction's the sender has done with
+    body        DATA, REQUEST: any number of frames that joined are TLS bytes; RESET: one, a reason
+
+The header is not protected, as TCP's is not. Whoever can change it can end a session or hold it up,
+which he could do anyway by dropping messages; he can't put anything into it.
+
+A message whose first frame behind the delimiter is no header is `BARE`: that one frame is TLS
+bytes, as in the published example of TLS over ZeroMQ, whose clients are REQ sockets.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from ciphermq import limits
+from ciphermq.errors import RemoteProtocolError
+
+Buffer = bytes | bytearray | memoryview
+Envelope = tuple[bytes, ...]
+
+MARK: Final = 0xC3
+TOKEN_SIZE: Final = 16
+_HEAD: Final = struct.Struct(f">BB{TOKEN_SIZE}sQQ")
+HEAD_SIZE: Final = _HEAD.size
+DELIMITER: Final = b""
+
+
+class Kind(IntEnum):
+    """What a message is for."""
+
+    BARE = 0
+    """TLS bytes alone; every message is owed one answer."""
+    DATA = 1
+    REQUEST = 2
+    """DATA from a REQ socket: owed exactly one answer, whatever is in it."""
+    TAKEN = 3
+    """Nothing but the header."""
+    ASK = 4
+    """Are you there? Answered by TAKEN."""
+    RESET = 5
+    """There is no such session here (any more)."""
+
+
+class Head(NamedTuple):
+    """A header."""
+
+    kind: Kind
+    token: bytes = b""
+    number: int = 0
+    taken: int = 0
+
+    def encode(self) -> bytes:
+        """Its 34 bytes."""
+        return _HEAD.pack(MARK, self.kind, self.token, self.number, self.taken)
+
+
+BARE: Final = Head(Kind.BARE)
+
+
+class Packet(NamedTuple):
+    """A ZeroMQ message, taken apart."""
+
+    envelope: Envelope
+    head: Head
+    body: Sequence[Buffer]
+
+
+def parse(frames: Sequence[Buffer]) -> Packet:
+    """Take a message apart; `RemoteProtocolError` when it is none of ours."""
+    for at, frame in enumerate(frames):
+        if not len(frame):
+            break
+        if at == limits.MAX_HOPS:
+            raise RemoteProtocolError(f"a message went over more than {limits.MAX_HOPS} hops")
+    else:
+        raise RemoteProtocolError("a message has no empty frame behind its routing envelope")
+    envelope = tuple(bytes(frame) for frame in frames[:at])
+    body = frames[at + 1 :]
+    if not body:
+        raise RemoteProtocolError("a message has nothing behind its routing envelope")
+    first = body[0]
+    if len(first) != HEAD_SIZE or first[0] != MARK:
+        if len(body) != 1:
+            raise RemoteProtocolError("a message has no header, and more than one frame")
+        return Packet(envelope, BARE, body)
+    _, kind, token, number, taken = _HEAD.unpack(first)
+    if not Kind.DATA <= kind <= Kind.RESET:
+        raise RemoteProtocolError(f"a message is of the unknown kind {kind}")
+    return Packet(envelope, Head(Kind(kind), token, number, taken), body[1:])
