@@ -88,14 +88,17 @@ class TlsPump:
             raise self._error
         read: Callable[[int, memoryview], int] = self._ssl.read  # type: ignore[assignment]
         at, size = 0, len(room)
+        incoming = self._incoming
         try:
             while at < size:
-                got = read(size - at, room[at:])
+                got = read(size - at, room[at:] if at else room)
                 if not got:
                     self.ended = True
                     break
                 at += got
                 self.records_in += 1
+                if not incoming.pending:
+                    break  # to ask for more would cost an exception, as much as a small record
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
@@ -105,6 +108,11 @@ class TlsPump:
                 raise
             self._error = error  # OpenSSL would not say it a second time
         return at
+
+    @property
+    def buffered(self) -> bool:
+        """Whether another `fill` may find something: false only when it surely won't."""
+        return bool(self._incoming.pending or self._ssl.pending())
 
     def write(self, data: Buffer) -> None:
         """Encrypt all of `data`."""

@@ -17,7 +17,7 @@
 `ciphermq.zmq.asyncio` has the same for an event loop.
 """
 
-from ciphermq.net.tls import client_context, server_context
+from ciphermq.net.zmq.contexts import client_context, server_context
 from ciphermq.net.zmq.plain import TlsDealer, TlsReq, TlsRouter
 from ciphermq.wire.tlszmq.dealer import Times
 from ciphermq.wire.tlszmq.parts import ALPN

@@ -53,6 +53,8 @@ class _Plain:
         self._pushed = 0.0
         self._pushes = 0
         self._ticked = 0.0
+        self._waits = -1
+        self._answers = False
         self._told = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -105,17 +107,22 @@ class _Plain:
 
     def _tail(self) -> None:
         """The first message since the last push waits: does it go now, or with others?"""
-        if time.monotonic() - self._pushed > limits.ZMQ_TAIL_DELAY:
+        answers, self._answers = self._answers, False
+        if answers or time.monotonic() - self._pushed > limits.ZMQ_TAIL_DELAY:
             self._push()
             if not self._end.pending:
                 return
         if not self._told.is_set():
-            self._told.set()
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._push_tails, name="ciphermq zmq", daemon=True
-                )
-                self._thread.start()
+            self._tell()
+
+    def _tell(self) -> None:
+        """Have the thread send what waits, if nobody else does in a moment."""
+        self._told.set()
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._push_tails, name="ciphermq zmq", daemon=True
+            )
+            self._thread.start()
 
     def _step(self, deadline: float | None, what: str) -> None:
         """Do what can be done, then wait a little for what may come; `WaitTimeout` at the end."""
@@ -131,9 +138,11 @@ class _Plain:
                 raise WaitTimeout(f"{what} in time")
             wait = min(wait, deadline - now)
         milliseconds = max(1, int(wait * 1000))
-        if self.socket.rcvtimeo != milliseconds:
-            self.socket.rcvtimeo = milliseconds
+        if self._waits != milliseconds:
+            self._waits = self.socket.rcvtimeo = milliseconds
         self._end.take_one()
+        # What is sent now is probably an answer, for which somebody waits.
+        self._answers = True
 
     # --- the thread ---------------------------------------------------------------------------
 
@@ -153,13 +162,15 @@ class _Plain:
                     if self._pushes != seen:
                         delay = limits.ZMQ_TAIL_DELAY
                         continue
-                    self._take_in_some()
                     self._push()
+                    if self._end.pending:
+                        # What comes may be what lets us send: the window bounds how much it is.
+                        self._end.take_in()
+                        self._push()
+                    if not self._end.pending:
+                        self._told.clear()
+                        break
                     delay = min(2 * delay, _SLOWEST)
-
-    def _take_in_some(self) -> None:
-        """What comes may be what lets us send; how much of it is kept is bounded by its window."""
-        self._end.take_in()
 
 
 class TlsDealer(_Plain):
@@ -195,6 +206,7 @@ class TlsDealer(_Plain):
             where=server_name,
             times=times,
         )
+        self._enough = limits.ZMQ_COALESCE
         super().__init__(self._TYPE, context, lambda sock: DealerEnd(sock, self._machine))
         self._inbox = self._machine.inbox
 
@@ -222,8 +234,11 @@ class TlsDealer(_Plain):
         with self._lock:
             first = not machine.waiting.messages
             machine.send(parts)
-            if machine.waiting.size >= limits.ZMQ_COALESCE or machine.error is not None:
+            size = machine.waiting.size
+            if size >= self._enough or machine.error is not None:
                 self._send_now(timeout)
+                # While the window is closed, more is gathered before it is tried again.
+                self._enough = machine.waiting.size + limits.ZMQ_COALESCE
             elif first:
                 self._tail()
 
@@ -245,7 +260,7 @@ class TlsDealer(_Plain):
     def _send_now(self, timeout: float | None) -> None:
         machine = self._machine
         self._push()
-        if machine.full:
+        if self._end.pending:  # the window is closed: has the peer opened it meanwhile?
             self._end.take_in()
             self._push()
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -261,15 +276,10 @@ class TlsDealer(_Plain):
             machine.open()
             machine.take()
             while True:
-                if self._end.take_in():
-                    if inbox:
-                        return inbox.popleft()
-                    machine.take()
-                    self._push()
-                machine.raise_error()
-                self._step(deadline, f"nothing came from the server at {machine.where}")
                 if inbox:
                     return inbox.popleft()
+                machine.raise_error()
+                self._step(deadline, f"nothing came from the server at {machine.where}")
 
 
 class TlsReq(TlsDealer):
@@ -327,8 +337,10 @@ class TlsRouter(_Plain):
             size = self._machine.send(peer, parts)
             if size >= limits.ZMQ_COALESCE:
                 self._send_now(peer, timeout)
-            else:
+            elif not (self._answers and self._inbox):  # else there are more answers to come
                 self._tail()
+            elif not self._told.is_set():
+                self._tell()
 
     def send(self, peer: Peer, data: Buffer, *, timeout: float | None = None) -> None:
         """Send `peer` a message of one part."""
@@ -347,7 +359,7 @@ class TlsRouter(_Plain):
 
     def _send_now(self, peer: Peer, timeout: float | None) -> None:
         self._push()
-        if peer.full:
+        if self._end.pending:
             self._end.take_in()
             self._push()
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -359,12 +371,6 @@ class TlsRouter(_Plain):
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
             machine.take()
-            while True:
-                if self._end.take_in():
-                    if inbox:
-                        return inbox.popleft()
-                    machine.take()
-                    self._push()
+            while not inbox:
                 self._step(deadline, "nothing came from any client")
-                if inbox:
-                    return inbox.popleft()
+            return inbox.popleft()

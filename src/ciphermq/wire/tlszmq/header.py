@@ -4,19 +4,19 @@
 
     envelope    zero or more frames: who is to have it, hop by hop. ROUTERs add and remove them
     delimiter   one empty frame
-    header      34 bytes, big-endian:
+    header      a frame that begins with 34 bytes, big-endian:
                   u8   mark     0xC3: no TLS record begins with it
                   u8   kind     1 DATA, 2 REQUEST, 3 TAKEN, 4 ASK, 5 RESET
                   16   token    which session: drawn by its client at random
                   u64  number   DATA and REQUEST: of this message in its direction, from 0
                   u64  taken    how many of the other direction's the sender has done with
-    body        DATA, REQUEST: any number of frames that joined are TLS bytes; RESET: one, a reason
+    body        the rest of that frame and any number of frames, which joined are TLS bytes of a DATA
+                or REQUEST, and the reason of a RESET
 
 The header is not protected, as TCP's is not. Whoever can change it can end a session or hold it up,
 which he could do anyway by dropping messages; he can't put anything into it.
 
-A message whose first frame behind the delimiter is no header is `BARE`: that one frame is TLS
-bytes, as in the published example of TLS over ZeroMQ, whose clients are REQ sockets.
+A message whose frame behind the delimiter begins with no mark is `BARE`: that one frame is TLS bytes, as in the published example of TLS over ZeroMQ, whose clients are REQ sockets.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ class Kind(IntEnum):
     """There is no such session here (any more)."""
 
 
+_KINDS: Final = {kind.value: kind for kind in Kind if kind is not Kind.BARE}
+
+
 class Head(NamedTuple):
     """A header."""
 
@@ -81,23 +84,29 @@ class Packet(NamedTuple):
 
 def parse(frames: Sequence[Buffer]) -> Packet:
     """Take a message apart; `RemoteProtocolError` when it is none of ours."""
-    for at, frame in enumerate(frames):
+    at = 0
+    for frame in frames:
         if not len(frame):
             break
-        if at == limits.MAX_HOPS:
+        at += 1
+        if at > limits.MAX_HOPS:
             raise RemoteProtocolError(f"a message went over more than {limits.MAX_HOPS} hops")
     else:
         raise RemoteProtocolError("a message has no empty frame behind its routing envelope")
-    envelope = tuple(bytes(frame) for frame in frames[:at])
+    envelope = tuple(map(bytes, frames[:at])) if at else ()
     body = frames[at + 1 :]
     if not body:
         raise RemoteProtocolError("a message has nothing behind its routing envelope")
     first = body[0]
-    if len(first) != HEAD_SIZE or first[0] != MARK:
+    if len(first) < HEAD_SIZE or first[0] != MARK:
         if len(body) != 1:
             raise RemoteProtocolError("a message has no header, and more than one frame")
         return Packet(envelope, BARE, body)
-    _, kind, token, number, taken = _HEAD.unpack(first)
-    if not Kind.DATA <= kind <= Kind.RESET:
-        raise RemoteProtocolError(f"a message is of the unknown kind {kind}")
-    return Packet(envelope, Head(Kind(kind), token, number, taken), body[1:])
+    _, number_of_kind, token, number, taken = _HEAD.unpack_from(first)
+    kind = _KINDS.get(number_of_kind)
+    if kind is None:
+        raise RemoteProtocolError(f"a message is of the unknown kind {number_of_kind}")
+    rest = body[1:]
+    if len(first) > HEAD_SIZE:
+        rest = [memoryview(first)[HEAD_SIZE:], *rest]
+    return Packet(envelope, Head(kind, token, number, taken), rest)

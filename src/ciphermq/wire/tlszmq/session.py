@@ -26,6 +26,9 @@ from ciphermq.wire.cmq2.table import Role
 from ciphermq.wire.tls import TlsPump
 from ciphermq.wire.tlszmq.header import BARE, DELIMITER, Buffer, Envelope, Head, Kind
 
+_JOINED: Final = 16 * limits.KIB
+"""TLS bytes that go into the header's frame: each frame costs ZeroMQ more than copying them."""
+
 _REASON: Final = 200
 """Characters of a RESET's reason that are believed; it could come from anybody."""
 
@@ -252,6 +255,8 @@ class Session:
             self._sizes.append(size)
             self._under_way += size
         head = Head(self.kind, self.token, number, self._tell()).encode()
+        if size < _JOINED:
+            return [*self._before, b"".join((head, *chunks))]
         return [*self._before, head, *chunks]
 
 
