@@ -19,6 +19,7 @@ from ciphermq.errors import (
 from ciphermq.wire import tls_errors
 from ciphermq.net.address import HostPort, parse_url, spell
 from ciphermq.net.channel import Channel
+from ciphermq.net.conduit import Conduit
 from ciphermq.net.link import Link, OnFrame, OnLost
 from ciphermq.net.options import LinkOptions
 from ciphermq.net.tls import ALPN
@@ -123,7 +124,7 @@ class _Greeting:
         self._hello = hello
         self._callers = (on_frame, on_lost, on_writable)
 
-    def speak(self, channel: Channel) -> None:
+    def speak(self, channel: Conduit) -> None:
         """TLS is up: say HELLO."""
         if channel.protocol == ALPN:
             link = Link(channel)

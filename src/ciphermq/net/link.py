@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ciphermq.errors import CipherMQError, ConnectionLost, refusal
-from ciphermq.net.channel import Channel
+from ciphermq.net.conduit import Conduit
 from ciphermq.net.outgoing import gather
 from ciphermq.wire.tls_errors import where_to_look
 from ciphermq.net.watch import Watch
@@ -41,7 +41,7 @@ def _nothing(*_: object) -> None:
 class Link:
     """A connection to a peer, in frames. All of it is for the event loop's thread."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Conduit) -> None:
         """Begin to talk through `channel`, whose handshake is over."""
         self.role = channel.role
         self.options = channel.options

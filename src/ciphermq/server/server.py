@@ -13,10 +13,11 @@ from ciphermq.engines.face import Engine
 from ciphermq.errors import InternalError, Unavailable
 from ciphermq.net import address, tls
 from ciphermq.net.address import HostPort
-from ciphermq.net.channel import Channel
+from ciphermq.net.conduit import Conduit
 from ciphermq.net.lines import LineLink
 from ciphermq.net.link import Link
-from ciphermq.net.listener import Listener, StartSession
+from ciphermq.net.listener import Listener
+from ciphermq.net.reception import StartSession
 from ciphermq.net.options import LinkOptions
 from ciphermq.server import trust
 from ciphermq.server.access import Access
@@ -196,10 +197,10 @@ class Server:
             found[None] = self._start_onex_session
         return found
 
-    def _start_onex_session(self, channel: Channel, client: str) -> None:
+    def _start_onex_session(self, channel: Conduit, client: str) -> None:
         OnexSession(self.services, LineLink(channel), client)
 
-    def _start_session(self, channel: Channel, client: str) -> None:
+    def _start_session(self, channel: Conduit, client: str) -> None:
         Session(self.services, Link(channel), client)
 
     def status(self) -> dict[str, dict[str, int | float | str]]:
