@@ -95,10 +95,7 @@ def _middle(made: list[dict[str, Any]], size: int) -> dict[str, Any]:
 
 
 def _ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
-    return {
-        "messages_per_second": round(ours["messages_per_second"] / theirs["messages_per_second"], 2),
-        "p50_ms": round(ours["p50_ms"] / theirs["p50_ms"], 2),
-    }
+    return {name: round(ours[name] / theirs[name], 2) for name in ("messages_per_second", "p50_ms")}
 
 
 def _round(

@@ -244,8 +244,8 @@ MAX_ZMQ_MESSAGE: Final = 64 * MIB
 """All parts of one message: it is in memory on both sides, whole."""
 
 MAX_ZMQ_WAITING: Final = 8 * MIB
-"""Bytes that wait in a socket for the window to open; `send` waits above it, as ZeroMQ's does at its
-high-water mark."""
+"""Bytes that wait in a socket for the window to open; above it `send` waits, as ZeroMQ's does at
+its high-water mark."""
 
 ZMQ_COALESCE: Final = 64 * KIB
 """Small messages that share a TLS write: four full records."""
@@ -255,6 +255,10 @@ ZMQ_TAIL_DELAY: Final = 0.001
 
 ZMQ_TAKE: Final = 64
 """ZeroMQ messages taken in at a time, before the application is given what is in them."""
+
+ZMQ_INBOX: Final = 65_536
+"""Messages that wait for an application on an event loop before its socket is read no more; by
+bytes the windows of its sessions bound them."""
 
 MAX_ZMQ_SESSIONS: Final = 10_000
 """TLS buffers for each, about 40 kB: 400 MB when all of them are taken."""

@@ -23,12 +23,13 @@ from ciphermq.errors import (
     Refused,
     RemoteProtocolError,
     UnknownReceiver,
+    UsageError,
     WaitTimeout,
 )
 from ciphermq.model.onex import Dialect
-from ciphermq.wire import tls_errors
-from ciphermq.net.address import parse_url, spell
+from ciphermq.net.address import SCHEME, parse_road, spell
 from ciphermq.sealing.onex import seal_message
+from ciphermq.wire import tls_errors
 from ciphermq.wire.cmq2.table import Role
 from ciphermq.wire.lines import speech
 from ciphermq.wire.lines.machine import ClientLines
@@ -138,7 +139,12 @@ class OnexPeers:
         """The reply to one command, on a connection of its own."""
         core = self._core
         url, limit = core.line.url, core.patience.request
-        host, port = parse_url(url)
+        scheme, (host, port) = parse_road(url)
+        if scheme != SCHEME:
+            raise UsageError(
+                f"keys of 1.x are asked for in its text protocol, which is spoken over TCP only: "
+                f"give the broker's {SCHEME}:// URL instead of {url}"
+            )
         context = await asyncio.to_thread(core.identity.ssl_context, onex=True)
         name = core.identity.server_name or host
         try:

@@ -206,6 +206,4 @@ class Conduit(ABC):
             self._talker.lost(self._reason or error)
         else:
             fault = error if error is not None else EOFError()
-            self._on_failed(
-                self._reason or tls_errors.explain(fault, self.role.peer, self.peer)
-            )
+            self._on_failed(self._reason or tls_errors.explain(fault, self.role.peer, self.peer))

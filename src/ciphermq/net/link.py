@@ -17,12 +17,12 @@ from typing import Final
 from ciphermq.errors import CipherMQError, ConnectionLost, refusal
 from ciphermq.net.conduit import Conduit
 from ciphermq.net.outgoing import gather
-from ciphermq.wire.tls_errors import where_to_look
 from ciphermq.net.watch import Watch
 from ciphermq.wire.cmq2.codec import Buffer
 from ciphermq.wire.cmq2.frames import Close, Error, Frame, Hello, Ok, Ping, Reconnect
 from ciphermq.wire.cmq2.machine import Cmq2Machine
 from ciphermq.wire.cmq2.table import Role, State
+from ciphermq.wire.tls_errors import where_to_look
 
 OnFrame = Callable[[Frame], None]
 OnLost = Callable[[CipherMQError | None], None]

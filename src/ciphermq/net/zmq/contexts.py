@@ -26,7 +26,9 @@ def server_context(
 
     All files are PEM, `certificate` the chain with the leaf first. Without `revocations`, the
     authority's revocation list, nobody is shut out. `anonymous` lets clients without a certificate
-    in, `tls_1_2` those that can't do TLS 1.3. Raises `IdentityError` and its kinds, naming the file.
+    in, `tls_1_2` those that can't do TLS 1.3.
+
+    Raises `IdentityError` and its kinds, naming the file.
     """
     return tls.server_context(
         certificate=Path(certificate),

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
 import zmq
 
 from ciphermq import limits
 from ciphermq.wire.tlszmq.dealer import DealerMachine
-from ciphermq.wire.tlszmq.header import DELIMITER, Buffer
+from ciphermq.wire.tlszmq.header import DELIMITER, TOKEN_SIZE, Buffer
 from ciphermq.wire.tlszmq.router import RouterMachine
 
 _COPIED: Final = 256
-"""Frames shorter than this are envelopes and headers: a copy is cheaper than keeping the message."""
+"""Frames shorter than this are envelopes and headers: to copy them costs less than to keep them."""
 
 _SENT_WITHOUT_COPY: Final = 32 * limits.KIB
 """Frames from this size on are handed to ZeroMQ as they are; below, a copy is cheaper than the note
@@ -22,6 +23,19 @@ that says when it is done with them."""
 
 AGAIN: Final = frozenset({zmq.EAGAIN, zmq.EFSM})
 """Not now: nothing has come, nothing fits, or it is not this REQ's turn."""
+
+
+def new_socket(kind: int, context: zmq.Context[Any] | None = None) -> zmq.Socket[bytes]:
+    """A plain socket, also where `context` (by default the process's own) makes others."""
+    made: zmq.Socket[bytes] = (context or zmq.Context.instance()).socket(
+        kind, socket_class=zmq.Socket
+    )
+    return made
+
+
+def new_token() -> bytes:
+    """A token for a session: nobody can guess it, and so end the session from afar."""
+    return secrets.token_bytes(TOKEN_SIZE)
 
 
 def configure(sock: zmq.Socket[bytes]) -> None:
@@ -64,7 +78,6 @@ class DealerEnd:
         self._prefix = [DELIMITER] if sock.socket_type == zmq.REQ else []  # a REQ takes it off
         self._stuck: deque[list[Buffer]] = deque()
 
-    @property
     def pending(self) -> bool:
         """Whether something waits to be sent."""
         return bool(self._stuck) or self.machine.pending
@@ -134,7 +147,6 @@ class RouterEnd:
         self.sock = sock
         self.machine = machine
 
-    @property
     def pending(self) -> bool:
         """Whether something waits to be sent."""
         return self.machine.pending

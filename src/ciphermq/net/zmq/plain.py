@@ -10,22 +10,21 @@ As ZeroMQ's own, a socket is for one thread at a time.
 from __future__ import annotations
 
 import contextlib
-import secrets
 import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import zmq
 
 from ciphermq import limits
 from ciphermq.errors import UsageError, WaitTimeout
-from ciphermq.net.zmq.ends import DealerEnd, End, RouterEnd, configure
+from ciphermq.net.zmq.ends import DealerEnd, End, RouterEnd, configure, new_socket, new_token
 from ciphermq.pki.names import client_id_of
 from ciphermq.wire.tlszmq.dealer import DealerMachine, Times
-from ciphermq.wire.tlszmq.header import TOKEN_SIZE, Buffer, Kind
+from ciphermq.wire.tlszmq.header import Buffer, Kind
 from ciphermq.wire.tlszmq.parts import Parts
 from ciphermq.wire.tlszmq.router import Bounds, OnEnd, Peer, RouterMachine
 
@@ -33,19 +32,13 @@ _SLOWEST: Final = 0.05
 """Seconds between looks of the thread at what can't be sent yet."""
 
 
-def new_token() -> bytes:
-    """A token for a session: nobody can guess it, and so end the session from afar."""
-    return secrets.token_bytes(TOKEN_SIZE)
-
-
 class _Plain:
     """What the three have in common."""
 
     def __init__(
-        self, kind: int, context: zmq.Context[zmq.Socket[bytes]] | None, end: Callable[..., End]
+        self, kind: int, context: zmq.Context[Any] | None, end: Callable[..., End]
     ) -> None:
-        context = context or zmq.Context.instance()
-        self.socket: zmq.Socket[bytes] = context.socket(kind, socket_class=zmq.Socket)
+        self.socket = new_socket(kind, context)
         """ZeroMQ's own, for its options, and to bind and connect."""
         configure(self.socket)
         self._end = end(self.socket)
@@ -57,7 +50,7 @@ class _Plain:
         self._answers = False
         self._told = threading.Event()
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._closed = threading.Event()
 
     def bind(self, address: str) -> None:
         """As ZeroMQ's: ``tcp://127.0.0.1:5555``, ``ipc://…``, ``inproc://…``."""
@@ -70,15 +63,15 @@ class _Plain:
     def flush(self) -> None:
         """Send what waits for others to share its TLS write."""
         with self._lock:
-            self._push()
+            self._push_on()
 
     def close(self) -> None:
         """Send what waits, as far as it can be sent at once, say good-bye, and close the socket;
         ZeroMQ goes on sending for as long as its LINGER says. Idempotent."""
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 return
-            self._closed = True
+            self._closed.set()
             with contextlib.suppress(zmq.ZMQError):
                 self._push()
                 self._end.say_goodbye()
@@ -105,12 +98,21 @@ class _Plain:
         self._pushes += 1
         self._pushed = time.monotonic()
 
+    def _push_on(self) -> None:
+        """Send what can be sent; the thread sees to the rest."""
+        self._push()
+        if self._end.pending():  # the window is closed: has the peer opened it meanwhile?
+            self._end.take_in()
+            self._push()
+            if self._end.pending() and not self._told.is_set():
+                self._tell()
+
     def _tail(self) -> None:
         """The first message since the last push waits: does it go now, or with others?"""
         answers, self._answers = self._answers, False
         if answers or time.monotonic() - self._pushed > limits.ZMQ_TAIL_DELAY:
             self._push()
-            if not self._end.pending:
+            if not self._end.pending():
                 return
         if not self._told.is_set():
             self._tell()
@@ -147,27 +149,27 @@ class _Plain:
     # --- the thread ---------------------------------------------------------------------------
 
     def _push_tails(self) -> None:
-        while not self._closed:
+        while not self._closed.is_set():
             self._told.wait()
             delay = limits.ZMQ_TAIL_DELAY
-            while not self._closed:
+            while not self._closed.is_set():
                 seen = self._pushes
-                time.sleep(delay)
+                self._closed.wait(delay)
                 with self._lock:
-                    if self._closed:
+                    if self._closed.is_set():
                         return
-                    if not self._end.pending:
+                    if not self._end.pending():
                         self._told.clear()
                         break
                     if self._pushes != seen:
                         delay = limits.ZMQ_TAIL_DELAY
                         continue
                     self._push()
-                    if self._end.pending:
+                    if self._end.pending():
                         # What comes may be what lets us send: the window bounds how much it is.
                         self._end.take_in()
                         self._push()
-                    if not self._end.pending:
+                    if not self._end.pending():
                         self._told.clear()
                         break
                     delay = min(2 * delay, _SLOWEST)
@@ -189,7 +191,7 @@ class TlsDealer(_Plain):
         tls: ssl.SSLContext,
         *,
         server_name: str,
-        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        context: zmq.Context[Any] | None = None,
         bare: bool = False,
         times: Times | None = None,
     ) -> None:
@@ -259,10 +261,7 @@ class TlsDealer(_Plain):
 
     def _send_now(self, timeout: float | None) -> None:
         machine = self._machine
-        self._push()
-        if self._end.pending:  # the window is closed: has the peer opened it meanwhile?
-            self._end.take_in()
-            self._push()
+        self._push_on()
         deadline = None if timeout is None else time.monotonic() + timeout
         while machine.full:
             machine.raise_error()
@@ -300,7 +299,7 @@ class TlsRouter(_Plain):
         self,
         tls: ssl.SSLContext,
         *,
-        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        context: zmq.Context[Any] | None = None,
         bare: bool = False,
         on_end: OnEnd | None = None,
         times: Times | None = None,
@@ -359,7 +358,7 @@ class TlsRouter(_Plain):
 
     def _send_now(self, peer: Peer, timeout: float | None) -> None:
         self._push()
-        if self._end.pending:
+        if self._end.pending():
             self._end.take_in()
             self._push()
         deadline = None if timeout is None else time.monotonic() + timeout

@@ -309,7 +309,8 @@ class DealerMachine:
         session, interval = speaker.session, self._times.keepalive
         silent = now - session.heard
         if silent > 3 * interval and self._asked > session.heard:
-            self._ended(speaker, ConnectionLost(f"{self._who} has been silent for {silent:.0f} s"), now)
+            error = ConnectionLost(f"{self._who} has been silent for {silent:.0f} s")
+            self._ended(speaker, error, now)
         elif silent > interval and now - self._asked > interval:
             self._asked = now
             yield session.ask()

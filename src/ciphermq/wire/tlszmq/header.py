@@ -10,13 +10,14 @@
                   16   token    which session: drawn by its client at random
                   u64  number   DATA and REQUEST: of this message in its direction, from 0
                   u64  taken    how many of the other direction's the sender has done with
-    body        the rest of that frame and any number of frames, which joined are TLS bytes of a DATA
-                or REQUEST, and the reason of a RESET
+    body        the rest of that frame and any number of frames, which joined are TLS bytes of a
+                DATA or REQUEST, and the reason of a RESET
 
 The header is not protected, as TCP's is not. Whoever can change it can end a session or hold it up,
 which he could do anyway by dropping messages; he can't put anything into it.
 
-A message whose frame behind the delimiter begins with no mark is `BARE`: that one frame is TLS bytes, as in the published example of TLS over ZeroMQ, whose clients are REQ sockets.
+A message whose frame behind the delimiter begins with no mark is `BARE`: that one frame is TLS
+bytes, as in the published example of TLS over ZeroMQ, whose clients are REQ sockets.
 """
 
 from __future__ import annotations
@@ -110,3 +111,11 @@ def parse(frames: Sequence[Buffer]) -> Packet:
     if len(first) > HEAD_SIZE:
         rest = [memoryview(first)[HEAD_SIZE:], *rest]
     return Packet(envelope, Head(kind, token, number, taken), rest)
+
+
+def spell_envelope(envelope: Envelope) -> str:
+    """A routing envelope, for people."""
+    return "/".join(
+        frame.decode() if frame.isascii() and frame.decode().isprintable() else frame.hex()
+        for frame in envelope
+    )

@@ -28,7 +28,16 @@ from ciphermq.errors import (
 from ciphermq.wire.cmq2.table import Role
 from ciphermq.wire.tls import TlsPump
 from ciphermq.wire.tlszmq.dealer import Times
-from ciphermq.wire.tlszmq.header import DELIMITER, Buffer, Envelope, Head, Kind, Packet, parse
+from ciphermq.wire.tlszmq.header import (
+    DELIMITER,
+    Buffer,
+    Envelope,
+    Head,
+    Kind,
+    Packet,
+    parse,
+    spell_envelope,
+)
 from ciphermq.wire.tlszmq.parts import ALPN, Parts
 from ciphermq.wire.tlszmq.session import Session, reset_message
 from ciphermq.wire.tlszmq.speaker import Speaker, Waiting
@@ -299,7 +308,7 @@ class RouterMachine:
             head.kind,
             head.token,
             role=Role.SERVER,
-            where=_spell(envelope),
+            where=spell_envelope(envelope),
             before=(*envelope, DELIMITER),
             now=now,
         )
@@ -387,11 +396,3 @@ class RouterMachine:
 
 def _is_client_hello(data: Buffer) -> bool:
     return len(data) > 5 and data[0] == _HANDSHAKE_RECORD and data[5] == _CLIENT_HELLO
-
-
-def _spell(envelope: Envelope) -> str:
-    """A routing envelope, for people."""
-    return "/".join(
-        frame.decode() if frame.isascii() and frame.decode().isprintable() else frame.hex()
-        for frame in envelope
-    )

@@ -59,7 +59,8 @@ class Session:
         self.began = now
         self.error: TransportError | None = None
         """Why it has ended."""
-        self._before = before
+        self.before = before
+        """What stands before the header of all it sends."""
         self._chunks: list[bytes] = []
         self._out = 0
         self._sizes: deque[int] = deque()
@@ -153,7 +154,7 @@ class Session:
         except ssl.SSLError as error:
             raise self.fail(tls_errors.explain(error, self.role.peer, self.where)) from error
         finally:
-            self._gather()
+            self.gather()
         return done
 
     def fill(self, room: memoryview) -> int:
@@ -161,28 +162,32 @@ class Session:
         try:
             return self.pump.fill(room)
         except ssl.SSLError as error:
-            self._gather()
+            self.gather()
             raise self.fail(tls_errors.explain(error, self.role.peer, self.where)) from error
 
     def take(self) -> None:
         """All that came so far is done with."""
         self._taken = self._in
 
+    def take_one(self) -> None:
+        """One more message is done with."""
+        self._taken += 1
+
     # --- outgoing -----------------------------------------------------------------------------
 
     def write(self, data: Buffer) -> None:
         """Encrypt, for the next message."""
         self.pump.write(data)
-        self._gather()
+        self.gather()
 
     def end(self) -> None:
         """Say good-bye (close_notify) with the next message."""
         self.pump.end()
-        self._gather()
+        self.gather()
 
     def ask(self) -> list[Buffer]:
         """A message that asks whether the peer is there."""
-        return [*self._before, Head(Kind.ASK, self.token, 0, self._tell()).encode()]
+        return [*self.before, Head(Kind.ASK, self.token, 0, self._tell()).encode()]
 
     def fail(self, error: TransportError) -> TransportError:
         """It has ended of `error`, unless of another before."""
@@ -200,7 +205,8 @@ class Session:
             )
         )
 
-    def _gather(self) -> None:
+    def gather(self) -> None:
+        """Have what TLS itself has to say sent with the next message."""
         if data := self.pump.outgoing():
             self._chunks.append(data)
 
@@ -220,13 +226,17 @@ class Session:
             return self._taken_message()
         return None
 
+    def tell(self) -> list[Buffer] | None:
+        """A message that says what was taken, if that was not said yet."""
+        return self._taken_message() if self._taken > self._told else None
+
     def answer(self) -> list[Buffer]:
         """The answer that a REQ socket is owed, when TLS has nothing to say."""
         if self._chunks:
             return self._data()
         self._owed -= 1
         if self.kind is Kind.BARE:
-            return [*self._before, b""]
+            return [*self.before, b""]
         return self._taken_message()
 
     def _much_taken(self) -> bool:
@@ -234,7 +244,7 @@ class Session:
 
     def _taken_message(self) -> list[Buffer]:
         self._answer_ask = False
-        return [*self._before, Head(Kind.TAKEN, self.token, 0, self._tell()).encode()]
+        return [*self.before, Head(Kind.TAKEN, self.token, 0, self._tell()).encode()]
 
     def _tell(self) -> int:
         self._told = self._taken
@@ -246,7 +256,7 @@ class Session:
         if self._owed:
             self._owed -= 1
         if self.kind is Kind.BARE:
-            return [*self._before, chunks[0] if len(chunks) == 1 else b"".join(chunks)]
+            return [*self.before, chunks[0] if len(chunks) == 1 else b"".join(chunks)]
         number, size = self._out, sum(map(len, chunks))
         self._out += 1
         if self.strict:  # taking turns is its window
@@ -256,8 +266,8 @@ class Session:
             self._under_way += size
         head = Head(self.kind, self.token, number, self._tell()).encode()
         if size < _JOINED:
-            return [*self._before, b"".join((head, *chunks))]
-        return [*self._before, head, *chunks]
+            return [*self.before, b"".join((head, *chunks))]
+        return [*self.before, head, *chunks]
 
 
 def reset_message(envelope: Envelope, head: Head, reason: str) -> list[Buffer]:
@@ -266,5 +276,3 @@ def reset_message(envelope: Envelope, head: Head, reason: str) -> list[Buffer]:
         return [*envelope, DELIMITER, b""]
     answer = Head(Kind.RESET, head.token, head.number, 0).encode()
     return [*envelope, DELIMITER, answer, reason.encode()[: 4 * _REASON]]
-
-
