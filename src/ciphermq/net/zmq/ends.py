@@ -43,10 +43,10 @@ def configure(sock: zmq.Socket[bytes]) -> None:
     sock.linger = int(limits.LINGER * 1000)
     # A peer could otherwise have any amount of memory allocated by announcing a frame.
     sock.maxmsgsize = limits.MAX_ZMQ_FRAME
-    if sock.socket_type == zmq.ROUTER:
+    if sock.type == zmq.ROUTER:
         # Without this a message for a peer that is gone or slow would be dropped in silence.
         sock.router_mandatory = True
-    if sock.socket_type == zmq.REQ:
+    if sock.type == zmq.REQ:
         # After a time-out, or a lost answer, the next request may be sent.
         sock.req_relaxed = True
 
@@ -75,7 +75,7 @@ class DealerEnd:
     def __init__(self, sock: zmq.Socket[bytes], machine: DealerMachine) -> None:
         self.sock = sock
         self.machine = machine
-        self._prefix = [DELIMITER] if sock.socket_type == zmq.REQ else []  # a REQ takes it off
+        self._prefix = [DELIMITER] if sock.type == zmq.REQ else []  # a REQ takes it off
         self._stuck: deque[list[Buffer]] = deque()
 
     def pending(self) -> bool:

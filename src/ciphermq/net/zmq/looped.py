@@ -107,7 +107,7 @@ class _Looped:
         if not self._closed:
             self._end.push()
             # Sending too may have taken the news that something has come.
-            if self.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 self._look_soon()
 
     def _push_soon(self) -> None:
@@ -212,11 +212,11 @@ class TlsDealer(_Looped):
         inbox, machine = self._inbox, self._machine
         if not inbox:
             machine.open()
-            machine.take()
-            self._push()
             self._look_soon()
             while not inbox:
                 machine.raise_error()
+                machine.take()
+                self._push()
                 await self._change()
         return inbox.popleft()
 
@@ -286,10 +286,10 @@ class TlsRouter(_Looped):
         """The next message: whose, and its parts."""
         inbox = self._inbox
         if not inbox:
-            self._machine.take()
-            self._push()
             self._look_soon()
             while not inbox:
+                self._machine.take()
+                self._push()
                 await self._change()
         return inbox.popleft()
 

@@ -273,11 +273,11 @@ class TlsDealer(_Plain):
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
             machine.open()
-            machine.take()
             while True:
                 if inbox:
                     return inbox.popleft()
                 machine.raise_error()
+                machine.take()
                 self._step(deadline, f"nothing came from the server at {machine.where}")
 
 
@@ -369,7 +369,7 @@ class TlsRouter(_Plain):
         machine, inbox = self._machine, self._inbox
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
-            machine.take()
             while not inbox:
+                machine.take()
                 self._step(deadline, "nothing came from any client")
             return inbox.popleft()

@@ -68,7 +68,8 @@ class Session:
         self._in = 0
         self._taken = 0
         self._told = 0
-        self._new_bytes = 0
+        self._fresh = 0
+        self._untold = 0
         self._owed = 0
         self._answer_ask = False
 
@@ -143,7 +144,7 @@ class Session:
 
     def feed(self, data: Buffer) -> None:
         """TLS bytes of the message last accepted. Empty ones are an answer for form's sake."""
-        self._new_bytes += len(data)
+        self._fresh += len(data)
         if len(data):
             self.pump.receive(data)
 
@@ -168,10 +169,14 @@ class Session:
     def take(self) -> None:
         """All that came so far is done with."""
         self._taken = self._in
+        self._untold += self._fresh
+        self._fresh = 0
 
     def take_one(self) -> None:
-        """One more message is done with."""
+        """One more message is done with: the one last fed."""
         self._taken += 1
+        self._untold += self._fresh
+        self._fresh = 0
 
     # --- outgoing -----------------------------------------------------------------------------
 
@@ -221,8 +226,8 @@ class Session:
             return self._data()
         if self.kind is not Kind.DATA:
             return None
-        due = self._taken - self._told >= limits.ZMQ_WINDOW_MESSAGES // 4
-        if due or self._answer_ask or (self._taken > self._told and self._much_taken()):
+        many = self._taken - self._told >= limits.ZMQ_WINDOW_MESSAGES // 4
+        if many or self._answer_ask or self._untold >= limits.ZMQ_WINDOW // 4:
             return self._taken_message()
         return None
 
@@ -239,16 +244,13 @@ class Session:
             return [*self.before, b""]
         return self._taken_message()
 
-    def _much_taken(self) -> bool:
-        return self._new_bytes >= limits.ZMQ_WINDOW // 4
-
     def _taken_message(self) -> list[Buffer]:
         self._answer_ask = False
         return [*self.before, Head(Kind.TAKEN, self.token, 0, self._tell()).encode()]
 
     def _tell(self) -> int:
         self._told = self._taken
-        self._new_bytes = 0
+        self._untold = 0
         return self._taken
 
     def _data(self) -> list[Buffer]:
