@@ -543,7 +543,7 @@ def test_a_record_lost_or_late_ends_that_session_alone(echo, dealer, fault: str)
     end = echo()
     bob = dealer(end.address, "bob")
     with Device(end.address, fault=fault, seed=3, each=25) as device:
-        alice = dealer(device.address, "alice")
+        alice = dealer(device.address, "alice", times=Times(handshake=0.5))
         seen: list[int] = []
         errors: list[str] = []
         for number in range(150):

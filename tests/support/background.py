@@ -12,7 +12,7 @@ from support.deployment import Deployment
 
 
 @contextmanager
-def background_broker(deployment: Deployment) -> Iterator[Broker]:
+def background_broker(deployment: Deployment, *, zmq: bool = False) -> Iterator[Broker]:
     """The broker of `deployment`, running until the block ends."""
     started = threading.Event()
     found: list[Broker] = []
@@ -21,7 +21,7 @@ def background_broker(deployment: Deployment) -> Iterator[Broker]:
 
     async def live() -> None:
         try:
-            async with running_broker(deployment) as broker:
+            async with running_broker(deployment, zmq=zmq) as broker:
                 found.append(broker)
                 started.set()
                 await stop.wait()
