@@ -261,7 +261,7 @@ ZMQ_INBOX: Final = 65_536
 bytes the windows of its sessions bound them."""
 
 MAX_ZMQ_SESSIONS: Final = 10_000
-"""TLS buffers for each, about 40 kB: 400 MB when all of them are taken."""
+"""TLS buffers for each, about 40 kB, and up to 400 kB of one that has carried large messages."""
 
 ZMQ_KEEPALIVE: Final = 20.0
 """A sign of life after so much silence; three unanswered ones, and the session is lost."""

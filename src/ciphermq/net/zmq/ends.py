@@ -17,10 +17,6 @@ from ciphermq.wire.tlszmq.router import RouterMachine
 _COPIED: Final = 256
 """Frames shorter than this are envelopes and headers: to copy them costs less than to keep them."""
 
-_SENT_WITHOUT_COPY: Final = 32 * limits.KIB
-"""Frames from this size on are handed to ZeroMQ as they are; below, a copy is cheaper than the note
-that says when it is done with them."""
-
 AGAIN: Final = frozenset({zmq.EAGAIN, zmq.EFSM})
 """Not now: nothing has come, nothing fits, or it is not this REQ's turn."""
 
@@ -66,7 +62,9 @@ def write(sock: zmq.Socket[bytes], frames: list[Buffer]) -> None:
     last = len(frames) - 1
     for at, frame in enumerate(frames):
         flags = zmq.NOBLOCK if at == last else zmq.NOBLOCK | zmq.SNDMORE
-        sock.send(frame, flags, copy=len(frame) < _SENT_WITHOUT_COPY)
+        # Without a copy pyzmq would note when ZeroMQ is done with the bytes, which costs a thread's
+        # turn at the interpreter for every frame: more than copying it.
+        sock.send(frame, flags, copy=True)
 
 
 class DealerEnd:

@@ -183,7 +183,6 @@ class Session:
     def write(self, data: Buffer) -> None:
         """Encrypt, for the next message."""
         self.pump.write(data)
-        self.gather()
 
     def end(self) -> None:
         """Say good-bye (close_notify) with the next message."""
@@ -222,6 +221,7 @@ class Session:
         owes an answer, and says nothing by itself: see `owes` and `answer`."""
         if self.strict and self.role is Role.SERVER and not self._owed:
             return None
+        self.gather()
         if self._chunks:
             return self._data()
         if self.kind is not Kind.DATA:
@@ -267,9 +267,13 @@ class Session:
             self._sizes.append(size)
             self._under_way += size
         head = Head(self.kind, self.token, number, self._tell()).encode()
-        if size < _JOINED:
-            return [*self.before, b"".join((head, *chunks))]
-        return [*self.before, head, *chunks]
+        at = small = 0
+        while at < len(chunks) and small + len(chunks[at]) < _JOINED:
+            small += len(chunks[at])
+            at += 1
+        if at:
+            head = b"".join((head, *chunks[:at]))
+        return [*self.before, head, *chunks[at:]]
 
 
 def reset_message(envelope: Envelope, head: Head, reason: str) -> list[Buffer]:
