@@ -1,4 +1,4 @@
-"""TLS over ZeroMQ without a socket: headers, parts, and both machines on a network that misbehaves."""
+"""TLS over ZeroMQ without a socket: headers, parts, both machines on a network that misbehaves."""
 
 from __future__ import annotations
 

@@ -17,6 +17,10 @@ from ciphermq.wire.tlszmq.router import RouterMachine
 _COPIED: Final = 256
 """Frames shorter than this are envelopes and headers: to copy them costs less than to keep them."""
 
+# As plain numbers: to join two of pyzmq's flags costs as much as to send a frame.
+NOBLOCK: Final = int(zmq.NOBLOCK)
+_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+
 AGAIN: Final = frozenset({zmq.EAGAIN, zmq.EFSM})
 """Not now: nothing has come, nothing fits, or it is not this REQ's turn."""
 
@@ -61,7 +65,7 @@ def write(sock: zmq.Socket[bytes], frames: list[Buffer]) -> None:
     """Send a message, whole or not at all; raises `zmq.Again` when there is no room."""
     last = len(frames) - 1
     for at, frame in enumerate(frames):
-        flags = zmq.NOBLOCK if at == last else zmq.NOBLOCK | zmq.SNDMORE
+        flags = NOBLOCK if at == last else _MORE
         # Without a copy pyzmq would note when ZeroMQ is done with the bytes, which costs a thread's
         # turn at the interpreter for every frame: more than copying it.
         sock.send(frame, flags, copy=True)
@@ -85,7 +89,7 @@ class DealerEnd:
         machine, prefix, now = self.machine, self._prefix, time.monotonic()
         for count in range(most):
             try:
-                frames = read(self.sock, zmq.NOBLOCK)
+                frames = read(self.sock, NOBLOCK)
             except zmq.ZMQError as error:
                 if error.errno not in AGAIN:
                     raise
@@ -154,7 +158,7 @@ class RouterEnd:
         machine, now = self.machine, time.monotonic()
         for count in range(most):
             try:
-                frames = read(self.sock, zmq.NOBLOCK)
+                frames = read(self.sock, NOBLOCK)
             except zmq.Again:
                 return count
             machine.receive(frames, now)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import zmq
 
 from ciphermq import limits
-from ciphermq.net.zmq.ends import read, write
+from ciphermq.net.zmq.ends import NOBLOCK, read, write
 from ciphermq.wire.tlszmq.header import Buffer
 
 
@@ -53,7 +53,7 @@ class Wires:
             if self._closed:
                 return
             try:
-                frames = read(self.sock, zmq.NOBLOCK)
+                frames = read(self.sock, NOBLOCK)
             except zmq.Again:
                 return
             self._on_message(frames)

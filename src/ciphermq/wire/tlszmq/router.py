@@ -172,8 +172,10 @@ class RouterMachine:
     def take(self) -> None:
         """The application has had all of `inbox`."""
         for entry in self._untaken:
-            entry.speaker.session.take()
-            self._dirty[entry] = None
+            session = entry.speaker.session
+            session.take()
+            if session.due:
+                self._dirty[entry] = None
         self._untaken.clear()
 
     def close(self) -> Iterator[list[Buffer]]:
@@ -212,7 +214,8 @@ class RouterMachine:
         if peer is not None and found:
             self.inbox.extend([(peer, parts) for parts in found])
         self._untaken[entry] = None
-        self._dirty[entry] = None
+        if session.due:
+            self._dirty[entry] = None
         if session.strict and not found and session.owes:
             self._now.append(session.answer())
         elif session.pump.ended and not session.strict:

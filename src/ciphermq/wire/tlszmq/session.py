@@ -51,6 +51,8 @@ class Session:
         `before`: what stands before the header of all it sends."""
         self.pump = pump
         self.kind = kind
+        self.strict = kind is not Kind.DATA
+        """Whether one end is a REQ socket, where messages and answers take turns."""
         self.token = token
         self.role = role
         self.where = where
@@ -79,11 +81,6 @@ class Session:
     def established(self) -> bool:
         """Whether this side has finished its handshake."""
         return self.pump.established
-
-    @property
-    def strict(self) -> bool:
-        """Whether one end is a REQ socket, where messages and answers take turns."""
-        return self.kind is not Kind.DATA
 
     @property
     def room(self) -> bool:
@@ -226,10 +223,17 @@ class Session:
             return self._data()
         if self.kind is not Kind.DATA:
             return None
-        many = self._taken - self._told >= limits.ZMQ_WINDOW_MESSAGES // 4
-        if many or self._answer_ask or self._untold >= limits.ZMQ_WINDOW // 4:
-            return self._taken_message()
-        return None
+        return self._taken_message() if self.due else None
+
+    @property
+    def due(self) -> bool:
+        """Whether it has something to say of itself."""
+        return (
+            bool(self._chunks)
+            or self._answer_ask
+            or self._untold >= limits.ZMQ_WINDOW // 4
+            or self._taken - self._told >= limits.ZMQ_WINDOW_MESSAGES // 4
+        )
 
     def tell(self) -> list[Buffer] | None:
         """A message that says what was taken, if that was not said yet."""
