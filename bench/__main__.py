@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import machine, onex, queue, waiting, zeromq
+from bench import catalogs, logs, machine, onex, queue, waiting, zeromq
 
 TOPICS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
     "queue": queue.measure,
     "waiting": waiting.measure,
     "one-x": onex.measure,
+    "catalogs": catalogs.measure,
+    "logging": logs.measure,
     "zmq": zeromq.measure,
 }
 

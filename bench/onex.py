@@ -78,17 +78,17 @@ def _with_catalog(directory: Path, kind: str, most: int) -> list[dict[str, Any]]
         stage = stack.enter_context(
             Stage(directory / kind, ["sender_1", "receiver_1"], port=free_port())
         )
-        config = _CONFIG.format(port=stage.port, key=base64.b64encode(os.urandom(32)).decode())
+        config = configuration(stage.port)
         on: dict[str, str] = {"filesystem": machine.filesystem(directory)}
         if kind == "postgresql":
-            postgres = stack.enter_context(_database())
+            postgres = stack.enter_context(database())
             on = {"filesystem": machine.filesystem(postgres.directory), "version": postgres.version}
             config += _DATABASE.format(port=postgres.port)
         stage.deployment.config.write_text(config)
         broker = stage.broker()
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(2, mp_context=context) as processes:
-            results = [asyncio.run(_measure(stage, broker, processes, way, most)) for way in WAYS]
+            results = [asyncio.run(pass_all(stage, broker, processes, way, most)) for way in WAYS]
         if kind == "postgresql":
             _check_all_noted(postgres, sum(each["messages"] for each in results))
         return [{"catalog": kind, "catalog_on": on, **each} for each in results]
@@ -103,6 +103,11 @@ def _check_all_noted(postgres: Postgres, messages: int) -> None:
             f"of {messages} messages the database knows {delivered} as delivered and "
             f"{acknowledged} as acknowledged"
         )
+
+
+def configuration(port: int) -> str:
+    """As 1.x writes it, without a database."""
+    return _CONFIG.format(port=port, key=base64.b64encode(os.urandom(32)).decode())
 
 
 _CONFIG = """\
@@ -137,7 +142,7 @@ dbname = "{DATABASE}"
 
 
 @contextmanager
-def _database() -> Iterator[Postgres]:
+def database() -> Iterator[Postgres]:
     """A PostgreSQL that keeps what it commits, unlike the one that tests have."""
     found = binaries()
     if found is None:
@@ -149,9 +154,10 @@ def _database() -> Iterator[Postgres]:
         yield postgres
 
 
-async def _measure(
+async def pass_all(
     stage: Stage, broker: Process, processes: ProcessPoolExecutor, way: Way, most: int
 ) -> dict[str, Any]:
+    """Publish, receive and ack so many, from and to a process each of `processes`."""
     messages = min(way.messages, most)
     queue = way.name.replace(" ", "-")
     run = partial(asyncio.get_running_loop().run_in_executor, processes)

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import resource
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def measure(directory: Path, options: argparse.Namespace) -> dict[str, Any]:
 def _rounds(directory: Path, kind: str, options: argparse.Namespace) -> dict[str, Any]:
     """The middle one of several rounds, and how fast each was: a disk has its moods."""
     rounds = [
-        _throughput(directory / f"inbox-{kind}-{number}", kind, options.messages)
+        throughput(directory / f"inbox-{kind}-{number}", kind, options.messages)
         for number in range(options.rounds)
     ]
     rounds.sort(key=lambda each: each["messages_per_second"])
@@ -69,9 +69,18 @@ def _rounds(directory: Path, kind: str, options: argparse.Namespace) -> dict[str
     return {**rounds[len(rounds) // 2], "rounds_messages_per_second": rates}
 
 
-def _throughput(directory: Path, kind: str, messages: int) -> dict[str, Any]:
+def throughput(
+    directory: Path,
+    kind: str,
+    messages: int,
+    *,
+    settings: Mapping[str, str] | None = None,
+    after: Callable[[Stage], dict[str, Any]] = lambda _: {},
+) -> dict[str, Any]:
+    """One run, with this kind of Inbox and `settings` in the broker's environment; `after` it,
+    with the broker still there, more may be found out."""
     with Stage(directory, ["alice", "bob"], port=free_port()) as stage:
-        broker = stage.broker()
+        broker = stage.broker(settings)
         receiver = _Side(_receive, stage, "bob", kind, messages)
         receiver.ready()
         sender = _Side(_send, stage, "alice", kind, messages)
@@ -81,6 +90,7 @@ def _throughput(directory: Path, kind: str, messages: int) -> dict[str, Any]:
         sender.go()
         sent, received = sender.result(), receiver.result()
         cpu = machine.cpu_seconds(broker.pid) - before
+        more = after(stage)
     took = received["ended"] - sent["began"]
     return {
         "inbox": kind,
@@ -91,6 +101,7 @@ def _throughput(directory: Path, kind: str, messages: int) -> dict[str, Any]:
         "broker_cpu_seconds_per_million": round(cpu / messages * 1e6, 2),
         "sender_cpu_seconds_per_million": round(sent["cpu"] / messages * 1e6, 2),
         "receiver_cpu_seconds_per_million": round(received["cpu"] / messages * 1e6, 2),
+        **more,
     }
 
 

@@ -1,11 +1,13 @@
-"""What every test shares: how hard hypothesis looks, and ports nobody else has.
+"""What every test shares: how hard hypothesis looks, ports nobody else has, no writes to nobody.
 
 `HYPOTHESIS_PROFILE=thorough make test` looks a hundred times as hard, with fresh randomness.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -41,3 +43,25 @@ for name in [each for each in os.environ if each.startswith("CIPHERMQ_")]:
 def free_port() -> int:
     """A loopback port that stays free for this test: a killed server can come back on it."""
     return find_free_port()
+
+
+class _WritesToNobody(logging.Handler):
+    """Counts what asyncio says, and forgets, of writes to a connection that is lost."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += record.getMessage().startswith("socket.send() raised exception")
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_written_to() -> Iterator[None]:
+    """Neither the program nor its tests may go on writing to a connection that is lost."""
+    handler = _WritesToNobody()
+    logger = logging.getLogger("asyncio")
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+    assert not handler.count, f"{handler.count} writes to a connection that was lost"

@@ -72,6 +72,29 @@ def test_one_x(tmp_path: Path) -> None:
         assert each["metadata_rows_behind"] >= 0
 
 
+def test_what_logs_cost(tmp_path: Path) -> None:
+    found = bench("logging", 300, tmp_path)
+    assert [each["path"] for each in found["results"]] == [
+        *("cmq/2", "one-x pipelined", "one-x batches")
+    ]
+    for each in found["results"]:
+        assert each["ratio"] > 0
+        assert len(each["rounds_logged"]) == len(each["rounds_silent"]) == 1
+    batches, *one_x = [each["log_lines"] for each in found["results"]]
+    assert batches > 0
+    assert min(one_x) >= 3 * 300
+
+
+def test_cmq2_with_each_catalog(tmp_path: Path) -> None:
+    required_binaries()
+    found = bench("catalogs", 3000, tmp_path)
+    assert [each["catalog"] for each in found["results"]] == ["sqlite", "postgresql"]
+    for each in found["results"]:
+        assert each["messages_per_second"] > 0
+        assert each["metadata_rows_behind"] >= 0
+        assert each["metadata_rows_dropped"] == 0
+
+
 def test_zeromq(tmp_path: Path) -> None:
     found = bench("zmq", 50, tmp_path)
     assert [each["bytes"] for each in found["results"]] == [100, 1024, 65_536, 1_048_576]

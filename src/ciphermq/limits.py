@@ -373,11 +373,24 @@ DATABASE_TIMEOUT: Final = 10.0
 DATABASE_ROWS: Final = 1000
 """Rows of metadata in one statement: some milliseconds of the event loop's time."""
 
+WAITING_METADATA: Final = 64 * MIB
+"""Notes of 1.x messages in a file, until PostgreSQL has them: more than `MAX_PENDING_METADATA` rows
+need, unless one message is given out again without end."""
+
 DATABASE_GRACE: Final = 10.0
 """How long news of a 1.x message waits for the message itself, which is noted a moment later."""
 
 LOG_QUEUE: Final = 10_000
 """Log lines that wait for a slow disk or terminal before more are dropped (and counted)."""
+
+LOG_NOTES: Final = 65_536
+"""Lines about messages that wait likewise: a second's worth at full speed, 30 MB at the most."""
+
+LOG_CHUNK: Final = 1024
+"""Of these, so many are handed to the log's thread at once: a millisecond of its work."""
+
+LOG_FLUSH: Final = 0.1
+"""Seconds after which fewer are handed over too."""
 
 # --- the client -------------------------------------------------------------------------------
 
@@ -408,6 +421,9 @@ renewed, on a connection that lasts."""
 
 KEY_CACHE_LIFETIME: Final = 300.0
 """How long a verified key record is used before the directory is asked again."""
+
+ONEX_KEY_CACHE: Final = 1000
+"""Keys of 1.x receivers that a client keeps for so long: more receivers than it sends to."""
 
 SEND_WINDOW: Final = 16
 """Unconfirmed batches a client has under way, unless its server allows fewer: enough for a few

@@ -39,6 +39,8 @@ class Group:
     expires_ms: int
     boundary: int
     """The last record of the step that placed it."""
+    onex: bool = False
+    """A message of CipherMQ 1.x."""
     dead: tuple[str, str] | None = None
     """Source queue and reason."""
     recovered: bool = False
@@ -80,12 +82,12 @@ class Model:
             times.append(group.expires_ms)
         return min(times, default=0)
 
-    def next_out(self, name: str, now: int) -> Group | None:
-        """The oldest with something to give out."""
+    def next_out(self, name: str, now: int, *, onex: bool = False) -> Group | None:
+        """The oldest with something to give out; `onex`: to one who takes only 1.x."""
         for group in self.queues[name]:
             if group.boundary > self.durable:
                 break
-            if group.bits(lambda message: message.ready):
+            if group.onex >= onex and group.bits(lambda message: message.ready):
                 assert not 0 < self.expires_ms(name, group) <= now
                 return group
         return None
@@ -127,6 +129,7 @@ class Model:
                 now,
                 group.expires_ms,
                 end,
+                group.onex,
                 (name, reason),
             )
         )

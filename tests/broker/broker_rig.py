@@ -50,9 +50,9 @@ class ListLog:
         self.events.append((event, batch.batch_id, messages))
 
 
-def batch_id(number: int) -> bytes:
-    """A valid batch id, the same for the same number."""
-    value = START << 80 | 0x7 << 76 | 0b10 << 62 | number << 10
+def batch_id(number: int, *, onex: bool = False) -> bytes:
+    """A valid batch id, or a 1.x message's; the same for the same number."""
+    value = START << 80 | (0x8 if onex else 0x7) << 76 | 0b10 << 62 | number << 10
     return value.to_bytes(16, "big")
 
 
@@ -65,12 +65,13 @@ def header(
     expires_ms: int = 0,
     receivers: tuple[str, ...] = ("r",),
     sender: str = "sender",
+    onex: bool = False,
 ) -> Header:
     refs = tuple(ReceiverRef(name, bytes(16), Suite.X25519) for name in sorted(receivers))
     return Header(
         sender,
         bytes(32),
-        batch_id(number),
+        batch_id(number, onex=onex),
         START,
         expires_ms,
         exchange,
@@ -178,10 +179,17 @@ class Rig:
         name: str = "",
         client: str = "r",
         connection: Connection | None = None,
+        onex: bool = False,
     ) -> tuple[int, Connection]:
         connection = connection or Connection()
         consumer, _ = self.broker.consume(
-            queue, client=client, consumer_name=name, credit=credit, outlet=connection, now=self.now
+            queue,
+            client=client,
+            consumer_name=name,
+            credit=credit,
+            outlet=connection,
+            now=self.now,
+            onex=onex,
         )
         return consumer.number, connection
 
@@ -193,8 +201,12 @@ class Rig:
                 found.append(held)
         return found
 
-    def fetch(self, connection: Connection, queue: str = "q", *, messages: int = 1) -> list[Held]:
-        return self.broker.fetch(queue, owner=connection, messages=messages, now=self.now)
+    def fetch(
+        self, connection: Connection, queue: str = "q", *, messages: int = 1, onex: bool = False
+    ) -> list[Held]:
+        return self.broker.fetch(
+            queue, owner=connection, messages=messages, now=self.now, onex=onex
+        )
 
     def ack(self, held: Held, *indices: int) -> None:
         bits = bitmap.of(indices) if indices else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from broker_model import Group, Message, Model
-from broker_rig import Connection, Rig, number
+from broker_rig import Connection, Rig, batch_id, number
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 from ciphermq.broker.deliveries import Held
 from ciphermq.broker.publishing import Accepted
 from ciphermq.broker.records import Kind, decode_copy
-from ciphermq.errors import BadRequest, NotFound, QueueFull, Unroutable
+from ciphermq.errors import AccessRefused, BadRequest, NotFound, QueueFull, Unroutable
 from ciphermq.model.topology import Binding, ExchangeSpec, ExchangeType, QueueSpec
 
 SPECS = {
@@ -37,7 +37,9 @@ SPECS = {
     "graves": QueueSpec("graves", ttl_ms=30_000),
 }
 QUEUES = st.sampled_from(list(SPECS))
+GRAVES = ["dead.plain", "dead.fussy", "dead.graves", "graves"]
 SUBSETS = st.integers(1, 0b11111)
+SELDOM = st.integers(0, 4).map(lambda number: number == 0)
 
 
 class BrokerMachine(RuleBasedStateMachine):
@@ -50,9 +52,14 @@ class BrokerMachine(RuleBasedStateMachine):
         self.model.durable = self.rig.log.last_lsn
         self.deadlines: dict[int, int] = {}
         self.hands: dict[int, Held] = {}
-        self.credit: dict[int, tuple[str, int, Connection]] = {}
+        self.credit: dict[int, tuple[str, int, Connection, bool]] = {}
+        """Of each consumer: its queue, what it may have, and whether it speaks 1.x."""
+        self.onex: set[int] = set()
+        """The numbers of 1.x messages."""
         self.segments = [0]
         """The first record of each segment."""
+        self.calm = 0
+        """Steps since something last went wrong, which must not be all that ever happens."""
         self.past: list[tuple[int, Model]] = []
         """The model after each step that may not be durable yet."""
 
@@ -64,6 +71,7 @@ class BrokerMachine(RuleBasedStateMachine):
 
     def stepped(self) -> None:
         """A step is over: let timers run, take over the order of new dead letters, compare."""
+        self.calm += 1
         broker, now = self.rig.broker, self.rig.now
         while (at_ms := broker.next_deadline()) is not None and at_ms <= now:
             broker.sweep(now)
@@ -96,6 +104,12 @@ class BrokerMachine(RuleBasedStateMachine):
         for name in SPECS:
             self.rig.broker.bind(Binding("all", name))
         self.sync()
+        # Most runs never draw all of what it takes to have something to lose.
+        self.steady = Connection()
+        for onex in (False, True) * 3:
+            self.offer("", 1, 0, 1, onex=onex)
+            self.hire(self.steady, "plain", 3, onex=onex)
+        self.sync()
 
     # --- rules --------------------------------------------------------------------------------
 
@@ -104,14 +118,23 @@ class BrokerMachine(RuleBasedStateMachine):
         count=st.integers(1, 5),
         ttl_s=st.one_of(st.just(0), st.integers(1, 20)),
         repeat=st.integers(0, 9),
+        onex=st.booleans(),
     )
-    def publish(self, queue: str, count: int, ttl_s: int, repeat: int) -> None:
-        """To one queue, or (no name) to all; sometimes again."""
+    def publish(self, queue: str, count: int, ttl_s: int, repeat: int, onex: bool) -> None:
+        """Something new, or something again."""
+        self.offer(queue, count, ttl_s, repeat, onex=onex)
+
+    def offer(self, queue: str, count: int, ttl_s: int, repeat: int, *, onex: bool) -> None:
+        """To one queue, or (no name) to all; sometimes again. A message of 1.x is alone."""
         rig, model = self.rig, self.model
         batch = rig.next_number
         if repeat == 0 and model.seen:
             batch = min(model.seen)
-            count, queue = 1, "plain"
+            count, queue, onex = 1, "plain", batch in self.onex
+        elif onex:
+            count, ttl_s = 1, 0
+            self.onex.add(batch)
+            rig.next_number += 1
         else:
             rig.next_number += 1
         targets = [name for name in SPECS if name in model.specs] if not queue else [queue]
@@ -129,6 +152,7 @@ class BrokerMachine(RuleBasedStateMachine):
                 exchange="" if queue else "all",
                 count=count,
                 durable=False,
+                onex=onex,
                 expires_ms=rig.now + ttl_s * 1000 if ttl_s else 0,
             )
         except QueueFull:
@@ -153,10 +177,12 @@ class BrokerMachine(RuleBasedStateMachine):
                     rig.now,
                     rig.now + ttl_s * 1000 if ttl_s else 0,
                     self.end,
+                    onex,
                 )
             )
         self.stepped()
 
+    @precondition(lambda self: self.end > self.model.durable)
     @rule()
     def sync(self) -> None:
         self.rig.sync()
@@ -164,7 +190,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self.past = [(self.end, self.model.copy())]
         self.note_copies()
 
-    @precondition(lambda self: len(self.past) > 1)
+    @precondition(lambda self: len(self.past) > 3)
     @rule(data=st.data())
     def sync_some(self, data: st.DataObject) -> None:
         at = data.draw(st.integers(0, len(self.past) - 1))
@@ -178,6 +204,7 @@ class BrokerMachine(RuleBasedStateMachine):
             model.durable = lsn
         self.note_copies()
 
+    @precondition(lambda self: self.calm > 5 and self.end > self.model.durable)
     @rule()
     def disk_full(self) -> None:
         """The newest batch that isn't durable is refused."""
@@ -206,68 +233,117 @@ class BrokerMachine(RuleBasedStateMachine):
         self.sync()
         self.stepped()
 
+    @initialize(target=connections)
+    def first(self) -> Connection:
+        return Connection()
+
     @rule(target=connections)
     def connect(self) -> Connection:
         return Connection()
 
-    @rule(connection=connections, queue=QUEUES, credit=st.integers(0, 6), dead=st.booleans())
-    def consume(self, connection: Connection, queue: str, credit: int, dead: bool) -> None:
-        name = f"dead.{queue}" if dead else queue
+    @rule(
+        connection=connections,
+        queue=QUEUES,
+        credit=st.integers(0, 20),
+        dead=SELDOM,
+        onex=st.booleans(),
+    )
+    def consume(
+        self, connection: Connection, queue: str, credit: int, dead: bool, onex: bool
+    ) -> None:
+        self.hire(connection, f"dead.{queue}" if dead else queue, credit, onex=onex)
+
+    def hire(self, connection: Connection, name: str, credit: int, *, onex: bool) -> None:
         try:
-            tag, _ = self.rig.consume(name, credit=credit, connection=connection)
+            tag, _ = self.rig.consume(name, credit=credit, connection=connection, onex=onex)
         except NotFound:
             assert name not in self.model.specs
             return
-        self.credit[tag] = (name, credit, connection)
+        self.credit[tag] = (name, credit, connection, onex)
 
-    @rule(connection=connections, writable=st.booleans())
+    @rule(connection=connections, writable=SELDOM.map(lambda seldom: not seldom))
     def block(self, connection: Connection, writable: bool) -> None:
         connection.writable = writable
         if writable:
             self.rig.broker.resume(connection)
 
+    @precondition(lambda self: self.credit)
     @rule(data=st.data(), more=st.integers(1, 8))
     def add_credit(self, data: st.DataObject, more: int) -> None:
         if self.credit:
             tag = data.draw(st.sampled_from(sorted(self.credit)))
-            name, credit, connection = self.credit[tag]
+            name, credit, connection, onex = self.credit[tag]
             self.rig.broker.add_credit(tag, more)
-            self.credit[tag] = (name, credit + more, connection)
+            self.credit[tag] = (name, credit + more, connection, onex)
 
-    @rule()
-    def deliver(self) -> None:
+    @precondition(lambda self: self.credit)
+    @rule(synced=SELDOM.map(lambda seldom: not seldom))
+    def deliver(self, synced: bool) -> None:
         """All that can go out does: oldest first, only to who is willing."""
+        if synced:
+            self.sync()
         for held in self.rig.deliveries():
             assert held.consumer is not None
             tag = held.consumer.number
-            name, credit, connection = self.credit[tag]
+            name, credit, connection, onex = self.credit[tag]
             assert credit > 0
             assert connection.writable
-            self.credit[tag] = (name, credit - held.bits.bit_count(), connection)
-            self.took(name, held)
-        for name, credit, connection in self.credit.values():
+            if not (onex and held.redelivered):  # 1.x acks nothing a second time
+                credit -= held.bits.bit_count()
+            self.credit[tag] = (name, credit, connection, onex)
+            self.took(name, held, onex=onex)
+        for name, credit, connection, onex in self.credit.values():
             if credit > 0 and connection.writable:
-                assert self.model.next_out(name, self.rig.now) is None
+                assert self.model.next_out(name, self.rig.now, onex=onex) is None
         self.stepped()
 
-    @rule(connection=connections, queue=QUEUES, dead=st.booleans(), messages=st.integers(1, 6))
-    def fetch(self, connection: Connection, queue: str, dead: bool, messages: int) -> None:
+    @rule(
+        connection=connections,
+        queue=QUEUES,
+        dead=SELDOM,
+        messages=st.integers(1, 6),
+        onex=st.booleans(),
+    )
+    def fetch(
+        self, connection: Connection, queue: str, dead: bool, messages: int, onex: bool
+    ) -> None:
         name = f"dead.{queue}" if dead else queue
         try:
-            found = self.rig.fetch(connection, name, messages=messages)
+            found = self.rig.fetch(connection, name, messages=messages, onex=onex)
         except NotFound:
             assert name not in self.model.specs
             return
         for held in found:
             assert messages > 0
             messages -= held.bits.bit_count()
-            self.took(name, held)
-        assert messages <= 0 or self.model.next_out(name, self.rig.now) is None
+            self.took(name, held, onex=onex)
+        assert messages <= 0 or self.model.next_out(name, self.rig.now, onex=onex) is None
         self.stepped()
 
-    def took(self, name: str, held: Held) -> None:
-        group = self.model.next_out(name, self.rig.now)
+    @precondition(lambda self: self.onex)
+    @rule(data=st.data(), client=st.sampled_from(["sender", "sender", "stranger"]))
+    def give_again(self, data: st.DataObject, client: str) -> None:
+        """A 1.x message that is in somebody's hands is in line again, at its sender's wish."""
+        batch = data.draw(st.sampled_from(sorted(self.onex)))
+        there = [group for group in self.model.groups() if group.number == batch]
+        try:
+            self.rig.broker.give_again(client, batch_id(batch, onex=True), self.rig.now)
+        except NotFound:
+            assert not there
+            return
+        except AccessRefused:
+            assert there
+            assert client != "sender"
+            return
+        assert client == "sender"
+        for group in there:
+            self.model.give_back({each.tag for each in group.messages.values()}.__contains__)
+        self.stepped()
+
+    def took(self, name: str, held: Held, *, onex: bool) -> None:
+        group = self.model.next_out(name, self.rig.now, onex=onex)
         assert group is not None
+        assert group.onex == held.entry.batch.onex
         assert group.number == number(held.entry.batch.batch_id)
         assert group.bits(lambda message: message.ready) == held.bits
         ready = [message for message in group.messages.values() if message.ready]
@@ -276,7 +352,8 @@ class BrokerMachine(RuleBasedStateMachine):
         for message in ready:
             message.tag = held.tag
         self.hands[held.tag] = held
-        self.deadlines[held.tag] = self.rig.now + self.model.specs[name].ack_timeout_ms
+        if not onex:  # who speaks 1.x is given time without end
+            self.deadlines[held.tag] = self.rig.now + self.model.specs[name].ack_timeout_ms
 
     def some_held(self, data: st.DataObject) -> Held | None:
         self.hands = {tag: held for tag, held in self.hands.items() if held.bits}
@@ -284,9 +361,11 @@ class BrokerMachine(RuleBasedStateMachine):
             return None
         held = self.hands[data.draw(st.sampled_from(sorted(self.hands)))]
         queue = held.entry.queue.spec.name
-        self.deadlines[held.tag] = self.rig.now + self.model.specs[queue].ack_timeout_ms
+        if held.tag in self.deadlines:
+            self.deadlines[held.tag] = self.rig.now + self.model.specs[queue].ack_timeout_ms
         return held
 
+    @precondition(lambda self: self.hands)
     @rule(data=st.data(), bits=SUBSETS)
     def ack(self, data: st.DataObject, bits: int) -> None:
         held = self.some_held(data)
@@ -296,6 +375,7 @@ class BrokerMachine(RuleBasedStateMachine):
             self.model.remove(name, group, bits & mine)
             self.stepped()
 
+    @precondition(lambda self: self.hands)
     @rule(data=st.data(), bits=SUBSETS, requeue=st.booleans())
     def nack(self, data: st.DataObject, bits: int, requeue: bool) -> None:
         held = self.some_held(data)
@@ -315,18 +395,19 @@ class BrokerMachine(RuleBasedStateMachine):
             self.model.bury(name, group, bits, "no", now, self.end)
         self.stepped()
 
+    @precondition(lambda self: self.calm > 5)
     @rule(connection=consumes(connections))
     def lose(self, connection: Connection) -> None:
+        self.calm = 0
         self.rig.broker.release(connection, self.rig.now)
         mine = {tag for tag, held in self.hands.items() if held.owner is connection}
         self.model.give_back(mine.__contains__)
         self.credit = {tag: each for tag, each in self.credit.items() if each[2] is not connection}
         self.stepped()
 
+    @precondition(lambda self: self.credit)
     @rule(data=st.data(), release=st.booleans())
     def cancel(self, data: st.DataObject, release: bool) -> None:
-        if not self.credit:
-            return
         tag = data.draw(st.sampled_from(sorted(self.credit)))
         self.rig.broker.cancel(tag, release=release, now=self.rig.now)
         del self.credit[tag]
@@ -339,6 +420,7 @@ class BrokerMachine(RuleBasedStateMachine):
             self.model.give_back(mine.__contains__)
         self.stepped()
 
+    @precondition(lambda self: self.calm > 3)
     @rule(seconds=st.sampled_from([1, 2, 5, 11, 61, 301, 700]))
     def wait(self, seconds: int) -> None:
         self.sync()
@@ -357,6 +439,7 @@ class BrokerMachine(RuleBasedStateMachine):
             self.model.try_again(name, group, bits, "timeout", now, self.end)
         self.stepped()
 
+    @precondition(lambda self: any(self.model.queues.values()))
     @rule(queue=QUEUES, dead=st.booleans())
     def purge(self, queue: str, dead: bool) -> None:
         name = f"dead.{queue}" if dead else queue
@@ -369,7 +452,8 @@ class BrokerMachine(RuleBasedStateMachine):
         assert self.rig.broker.purge(name) == gone
         self.stepped()
 
-    @rule(queue=st.sampled_from(["dead.plain", "dead.fussy", "dead.graves", "graves"]))
+    @precondition(lambda self: any(map(self.model.queues.get, GRAVES)))
+    @rule(queue=st.sampled_from(GRAVES))
     def redrive(self, queue: str) -> None:
         if queue not in self.model.specs:
             return
@@ -393,6 +477,7 @@ class BrokerMachine(RuleBasedStateMachine):
                     self.rig.now,
                     group.expires_ms,
                     self.end + 1,
+                    group.onex,
                 )
             )
         try:
@@ -405,6 +490,7 @@ class BrokerMachine(RuleBasedStateMachine):
         self.sync()
         self.stepped()
 
+    @precondition(lambda self: self.calm > 10)
     @rule(queue=QUEUES)
     def delete(self, queue: str) -> None:
         if queue not in self.model.specs:
@@ -421,9 +507,11 @@ class BrokerMachine(RuleBasedStateMachine):
 
     # --- crashes and compaction ---------------------------------------------------------------
 
+    @precondition(lambda self: self.calm > 10)
     @rule(data=st.data())
     def crash(self, data: st.DataObject) -> None:
         """What was durable is there; of the rest, any part that ends with a step."""
+        self.calm = 0
         end, model = self.past[data.draw(st.integers(0, len(self.past) - 1))]
         keep = sum(1 for lsn, _, _, _ in self.rig.log.records if lsn <= end)
         self.rig.restart(keep=keep)
@@ -436,12 +524,13 @@ class BrokerMachine(RuleBasedStateMachine):
         self.sync()
         self.stepped()
 
+    @precondition(lambda self: self.calm > 5 and len(self.segments) < 3)
     @rule()
     def begin_segment(self) -> None:
         self.segments.append(self.rig.log.append(*self.rig.broker.snapshot()))
         self.stepped()
 
-    @precondition(lambda self: len(self.segments) > 1)
+    @precondition(lambda self: self.calm > 5 and len(self.segments) > 1)
     @rule()
     def compact(self) -> None:
         """Copy what lives in the oldest segment, then drop it."""
@@ -478,6 +567,7 @@ class BrokerMachine(RuleBasedStateMachine):
             assert info.messages_ready == len(messages) - unacked
             assert info.batches == len(groups)
             assert info.bytes == 100 * len(groups)
+            assert info.messages_onex == sum(len(each.messages) for each in groups if each.onex)
         assert {info.spec.name for info in self.rig.broker.queues()} == set(self.model.specs)
         batches = {group.number for group in self.model.groups()}
         assert self.rig.broker.counts()["batches"] >= len(batches)
@@ -519,4 +609,4 @@ class BrokerMachine(RuleBasedStateMachine):
 
 
 TestBroker = BrokerMachine.TestCase
-TestBroker.settings = settings(stateful_step_count=60)
+TestBroker.settings = settings(stateful_step_count=100)

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
@@ -169,6 +170,58 @@ async def test_a_database_of_1x_is_taken_over_in_place(
             "acknowledged_time": None,
         }
     assert [await shape(server, database_of_1x, table) for table in tables] == before
+
+
+async def test_a_message_that_came_again_leaves_its_row_as_it_is(
+    server: Postgres, database: str, open_catalog: Opener
+) -> None:
+    """The broker may have been killed after it stored the message and before it noted that."""
+    again = [
+        msgspec.structs.replace(message(name), published_ms=NOW_MS + 5000, again=True)
+        for name in "ab"
+    ]
+    async with open_catalog() as catalog:
+        catalog.note_message(message("a"))
+        catalog.note_event("delivered", internal_id("a"), 1, NOW_MS + 1000)
+        await catalog.trace_message("a")
+        for each in again:
+            catalog.note_message(each)
+        catalog.note_event("acked", internal_id("a"), 1, NOW_MS + 9000)
+        first, second = [await catalog.trace_message(name) for name in "ab"]
+    assert first is not None
+    assert second is not None
+    times = [first[f"{name}_time"] for name in ("sent", "delivered", "acknowledged")]
+    assert times == [f"2027-01-15T08:00:0{second}.000+00:00" for second in (0, 1, 9)]
+    assert second["sent_time"] == "2027-01-15T08:00:05.000+00:00"
+    assert second["delivered_time"] is None
+
+
+async def test_what_waited_is_written_by_the_next_broker(
+    server: Postgres, database: str, tmp_path: Path
+) -> None:
+    waiting = tmp_path / "waiting"
+
+    def catalog() -> PostgresCatalog:
+        return PostgresCatalog(
+            section(server, database), AtRestKey(bytes(32)), waiting=waiting, clock=lambda: 1.8e9
+        )
+
+    killed = catalog()
+    await killed.start()
+    await killed._writer.flush()
+    killed._writer._stopping.set()  # it writes no more, as one that is killed
+    killed.note_message(message("m"))
+    killed.note_event("acked", internal_id("m"), 1, NOW_MS)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    after = catalog()
+    await after.start()
+    row = await after.trace_message("m")
+    assert row is not None
+    assert row["acknowledged_time"] == "2027-01-15T08:00:00.000+00:00"
+    await after.stop()
+    assert [each.stat().st_size for each in tmp_path.iterdir()] == [0]
+    await killed._pool.stop()
 
 
 async def test_and_1x_can_take_it_back(

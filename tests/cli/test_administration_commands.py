@@ -178,8 +178,9 @@ def test_a_message_is_traced(tmp_path: Path, capsys: Capture) -> None:
     ("message", "status", "code"),
     [
         ("01a3185c-5000-7cf9-b03b-5f5863745400", 3, "not-found"),
-        ("nonsense", 2, "usage"),
-        ("00000000-0000-4000-8000-000000000000", 2, "usage"),
+        ("sender_1-1a2b3c4d-receiver_1", 3, "not-found"),
+        ("00000000-0000-4000-8000-000000000000", 3, "not-found"),
+        ("two words", 2, "usage"),
     ],
 )
 def test_what_can_not_be_traced(capsys: Capture, message: str, status: int, code: str) -> None:

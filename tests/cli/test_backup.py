@@ -232,3 +232,30 @@ def test_a_part_that_can_not_be_read_is_named(
     status, said = run_json(capsys, "backup", deployment.server_dir, tmp_path / "backup")
     assert status == 6
     assert "crl.pem: the backup failed: No such file" in said["message"]
+
+
+def test_a_catalog_in_postgresql_is_left_to_its_own_tools(
+    deployment: Deployment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What opens it is in the backup all the same, and the command says what is not."""
+    server = deployment.server_dir
+    (server / "aes.base64").write_text("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n")
+    (server / "password.txt").write_text("hunter2\n")
+    with deployment.config.open("a") as file:
+        file.write('\n[encryption]\naes_key_path = "aes.base64"\n')
+        file.write(
+            '\n[database]\nhost = "db.example"\nport = 5432\nuser = "ciphermq"\n'
+            'dbname = "broker"\npassword_path = "password.txt"\n'
+        )
+    backup, restored = tmp_path / "backup", tmp_path / "restored"
+    status, done = run_json(capsys, "backup", server, backup)
+    assert (status, done["keys"]) == (0, 0)
+    assert done["elsewhere"] == "the PostgreSQL database 'broker' at db.example:5432"
+    assert not (backup / "catalog.db").exists()
+    assert run(["restore", str(backup), str(restored)]) == 0
+    said = capsys.readouterr().out
+    assert "not in it: the PostgreSQL database 'broker' at db.example:5432" in said
+    assert "pg_dump" in said
+    for name in ("aes.base64", "password.txt"):
+        assert (restored / name).read_bytes() == (server / name).read_bytes()
+        assert stat.S_IMODE((restored / name).stat().st_mode) == 0o600

@@ -238,4 +238,4 @@ def test_completion_knows_the_commands() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "ciphermq"], capture_output=True, text=True, env=environment
     )
-    assert ended.stdout.split() == ["receive", "restore"]
+    assert ended.stdout.split() == ["receive", "receiver", "restore"]

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import ciphermq
+from ciphermq.client.onexpeers import OnexPeers
 from support.background import background_broker
 from support.deployment import Deployment
 
@@ -91,6 +92,7 @@ def test_every_method_in_the_reference_is_there() -> None:
         ciphermq.Batch,
         ciphermq.Inbox,
         ciphermq.Outbox,
+        OnexPeers,
     ):
         known |= set(dir(thing))
     named = set()

@@ -235,6 +235,29 @@ async def test_what_is_sealed_here_a_1x_receiver_reads(
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_a_broker_that_crashes_stores_each_once(
+    deployment: Deployment, broker: Broker, join: Any
+) -> None:
+    """The same bytes go again until they are confirmed, and keys are not asked for again."""
+    enable(deployment, "alice")
+    key = OnexKey.create(deployment.home / "elsewhere")
+    await register(deployment, broker, "bob", key)
+    bob: Client = await join("bob")
+    await bob.register_key()
+    alice: Client = await join("alice")
+    fingerprint = hashlib.sha256(key.public_key).digest()
+    alice.identity.trust.trust_onex("bob", fingerprint)
+    await alice.onex.public_key("bob")
+    posted = [await alice.onex.post("bob", f"number {number}") for number in range(10)]
+    await broker.crash()
+    posting = asyncio.gather(*(alice.onex.post("bob", f"number {n}") for n in range(10, 30)))
+    await broker.start()
+    async with asyncio.timeout(30):
+        sent = await asyncio.gather(*posted, *await posting)
+    assert len(set(sent)) == 30
+    assert broker.queue("bob") == (30, 0)
+
+
 async def test_nothing_is_sealed_to_a_key_that_nobody_pinned(
     deployment: Deployment, broker: Broker, join: Any
 ) -> None:

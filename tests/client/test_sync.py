@@ -16,6 +16,7 @@ import ciphermq
 from ciphermq import sync
 from ciphermq.client import connection, onexpeers, receiver, relay, sender
 from ciphermq.client.sync import onexpeers as sync_onexpeers
+from ciphermq.custody.onex import OnexKey, fingerprint
 from ciphermq.errors import (
     ConnectFailed,
     InboxError,
@@ -25,7 +26,7 @@ from ciphermq.errors import (
 )
 from support.background import background_broker
 from support.broker import Broker
-from support.deployment import Deployment
+from support.deployment import Deployment, make_deployment
 
 Join = Callable[[str], sync.Client]
 
@@ -238,6 +239,27 @@ def test_queues_and_exchanges(bob: sync.Client) -> None:
     assert bob.key_record("bob").client == "bob"
     bob.rotate_key()
     assert bob.connected
+
+
+def test_clients_of_1x(tmp_path: Path) -> None:
+    deployment = make_deployment(tmp_path, ["alice"])
+    with (deployment.identity("alice") / "identity.toml").open("a") as file:
+        file.write('\n[one_x]\nenabled = true\ndialect = "ciphermq-1.4"\n')
+    key = OnexKey.create(deployment.identity("alice") / "one_x")
+    sections = {"one_x": {"enabled": True}, "access": {"allow_all": True}}
+    with background_broker(deployment, **sections) as broker:
+        identity = deployment.load("alice")
+        identity.trust.trust_onex("alice", bytes.fromhex(fingerprint(key.public_key)))
+        with sync.connect(broker.url, identity=identity) as alice:
+            alice.register_key()
+            alice.onex.register_key()
+            assert alice.onex.public_key("alice") == key.public_key
+            posted = alice.onex.post("alice", "first")
+            sent = [alice.onex.send("alice", "second")]
+            sent.insert(0, posted.result(10))
+            with alice.receiver(limit=2, timeout=10) as messages:
+                found = [(each.headers["message_id"], each.text) for each in messages]
+            assert found == list(zip(sent, ["first", "second"], strict=True))
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ class LittleServer:
                     lines.receive_data(data)
                     for command in lines.events():
                         for reply in self._answer(command, writer):
-                            writer.write(lines.send(reply))
+                            _write(writer, lines.send(reply))
                     await writer.drain()
         finally:
             for consumers in self._consumers.values():
@@ -118,7 +118,7 @@ class LittleServer:
             for queue in self._bindings[exchange, key]:
                 self.queues[queue][message_id] = text
                 for consumer in self._consumers[queue]:
-                    consumer.write(ServerLines().send(Message(message_id, text)))
+                    _write(consumer, ServerLines().send(Message(message_id, text)))
         if self.silent_acks:
             self.silent_acks -= 1
             writer.transport.abort()
@@ -132,3 +132,9 @@ class LittleServer:
         for queue in self.queues.values():
             queue.pop(message_id, None)
         return [speech.Acknowledged(message_id)]
+
+
+def _write(writer: asyncio.StreamWriter, line: bytes) -> None:
+    """Unless it was cut."""
+    if not writer.is_closing():
+        writer.write(line)

@@ -16,8 +16,9 @@ import hashlib
 import json
 import secrets
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,16 @@ class Lines:
         """The version that was agreed on."""
         return str(self._writer.get_extra_info("ssl_object").version())
 
-    def say(self, line: str) -> None:
-        self._writer.write(line.encode() + b"\n")
+    def write(self, *lines: str) -> None:
+        """All in one write, wherever they go."""
+        self._writer.write(b"".join(line.encode() + b"\n" for line in lines))
+
+    async def say(self, *lines: str) -> None:
+        """All in one write; `ConnectionError` once the end is known."""
+        self.write(*lines)
+        # A write that failed is told of later; whoever went on writing would never hear of it.
+        await asyncio.sleep(0)
+        await self._writer.drain()
 
     async def hear(self) -> str:
         """The next line; `ConnectionError` at the end."""
@@ -74,7 +83,7 @@ class Lines:
         return line.decode().strip()
 
     async def ask(self, line: str) -> str:
-        self.say(line)
+        await self.say(line)
         return await self.hear()
 
     async def close(self) -> None:
@@ -197,15 +206,13 @@ class Sender:
     """Those that were no ACK."""
     _lines: Lines | None = None
 
-    async def run(self, texts: Sequence[str]) -> None:
-        """Send them all, or give up on those that can't be sent."""
+    async def run(self, texts: Iterable[str]) -> None:
+        """Send them all, or give up on those that can't be sent. Each is asked for in its turn."""
         key = await self.receivers_key()
         try:
             await self._send_all(
-                [
-                    (make_message(self.version, self.name, self.receiver, key, text), text)
-                    for text in texts
-                ]
+                (make_message(self.version, self.name, self.receiver, key, text), text)
+                for text in texts
             )
         finally:
             await self._hang_up()
@@ -220,7 +227,7 @@ class Sender:
             raise LookupError(reply)
         return base64.b64decode(reply.removeprefix("Public key: "))
 
-    async def _send_all(self, messages: Sequence[tuple[dict[str, str], str]]) -> None:
+    async def _send_all(self, messages: Iterable[tuple[dict[str, str], str]]) -> None:
         for message, text in messages:
             for attempt in range(self.tries):
                 if attempt:
@@ -237,10 +244,8 @@ class Sender:
             if self._lines is None:
                 self._lines = await connect(self.place)
                 await self.binding.declare(self._lines)
-            for message in messages:
-                self._lines.say(
-                    f"publish {self.binding.exchange} {self.binding.key} {json.dumps(message)}"
-                )
+            start = f"publish {self.binding.exchange} {self.binding.key}"
+            await self._lines.say(*(f"{start} {json.dumps(message)}" for message in messages))
             return await self._replies(self._lines, messages)
         except OSError:  # ssl's errors and time-outs are of its kind
             await self._hang_up()
@@ -273,12 +278,10 @@ class PipelinedSender(Sender):
     version: str = "1.5"
     max_inflight: int = 100
 
-    async def _send_all(self, messages: Sequence[tuple[dict[str, str], str]]) -> None:
-        for start in range(0, len(messages), self.max_inflight):
-            waiting = {
-                message["message_id"]: (message, text)
-                for message, text in messages[start : start + self.max_inflight]
-            }
+    async def _send_all(self, messages: Iterable[tuple[dict[str, str], str]]) -> None:
+        source = iter(messages)
+        while window := list(islice(source, self.max_inflight)):
+            waiting = {message["message_id"]: (message, text) for message, text in window}
             for attempt in range(self.tries):
                 if attempt:
                     await asyncio.sleep(self.pause)
@@ -309,6 +312,7 @@ class Receiver:
     """Every line that was no message."""
     connections: int = 0
     _seen: set[str] = field(default_factory=set)
+    _lines: Lines | None = None
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -325,13 +329,21 @@ class Receiver:
             if await lines.ask(f"{self.register} {public}") != "Public key registered":
                 raise ConnectionError("the key was not registered")
             await self.binding.declare(lines)
-            lines.say(f"consume {self.binding.queue}")
+            await lines.say(f"consume {self.binding.queue}")
+            self._lines = lines
             while True:
-                self._take(lines, await lines.hear())
+                await self._take(lines, await lines.hear())
         finally:
+            self._lines = None
             await lines.close()
 
-    def _take(self, lines: Lines, line: str) -> None:
+    async def say(self, line: str) -> None:
+        """A line in between, whose reply comes after those to all acks before; the real ones have
+        nothing like it."""
+        assert self._lines is not None, "it is not connected"
+        await self._lines.say(line)
+
+    async def _take(self, lines: Lines, line: str) -> None:
         if not line.startswith("Message: "):
             self.heard.append(line)
             return
@@ -342,4 +354,4 @@ class Receiver:
         self._seen.add(message_id)
         shown = open_message(self.version, self.private_key, json.loads(text))
         self.received.append((message_id, shown))
-        lines.say(f"ack {message_id}")
+        await lines.say(f"ack {message_id}")

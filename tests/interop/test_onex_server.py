@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(300)]
 BINDING = Binding("receiver_1_queue", "CipherMQ_exchange", "receiver_1_key")
 PRIVATE = bytes(range(32))
 VERSIONS = {TLS_1_2: "TLS 1.2", TLS_1_3: "TLS 1.3"}
+KILLS = 2
 
 
 class Server:
@@ -71,11 +72,6 @@ aes_key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
         self.process = Process("server", words, log=log, environment=environment)
         await asyncio.to_thread(self.process.wait_for, "ciphermq ready on")
 
-    async def kill(self) -> None:
-        """And start anew."""
-        self.process.kill()
-        await self.start()
-
     def place(self, name: str, tls: object) -> Place:
         certs = self.directory / "certs"
         mine = certs / "clients" / name
@@ -109,40 +105,51 @@ async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 async def send_and_kill(server: Server, sender: Sender, receiver: Receiver, count: int) -> None:
-    """So many messages, two kills in their midst; what came must be what was sent."""
+    """At least so many messages, two kills in their midst; what came must be what was sent."""
     await server.start()
+    texts: list[str] = []
+    killed = 0
+
+    def source() -> Iterator[str]:
+        """The sender can't be done before both kills, however fast it is."""
+        while len(texts) < count or killed < KILLS:
+            texts.append(f"message {len(texts)}: 21.5 °C")
+            yield texts[-1]
+
     async with receiving(receiver):
-        texts = [f"message {number}: 21.5 °C" for number in range(count)]
-        sending = asyncio.create_task(sender.run(texts))
-        for part in (3, 3 / 2):
-            await until(lambda part=part: len(receiver.received) > count / part)  # type: ignore[misc]
-            assert not sending.done()
-            await server.kill()
+        sending = asyncio.create_task(sender.run(source()))
+        for part in range(1, KILLS + 1):
+            least = count * part // (KILLS + 1)
+            await until(lambda least=least: len(receiver.received) > least)  # type: ignore[misc]
+            server.process.kill()  # nothing else of this program runs meanwhile
+            assert not sending.done(), sending.exception()
+            killed += 1
+            await server.start()
         await sending
-        await until(lambda: len(receiver.received) >= count)
-        # What was acked may still be on its way.
-        await asyncio.sleep(0.2)
+        await until(lambda: len(receiver.received) >= len(texts))
+        # Replies come in order: the acks before have been heard once this one has its own.
+        await receiver.say("ack the-last-of-all")
+        await until(lambda: "ACK_CONFIRMED the-last-of-all" in receiver.heard)
     assert sender.given_up == sender.replies == []
     assert dict(receiver.received) == sender.sent
     assert sorted(text for _, text in receiver.received) == sorted(texts)
-    assert receiver.connections >= 3
-    await nothing_left(server, receiver, set(receiver.repeated))
+    assert receiver.connections > KILLS
+    await nothing_left(sender, receiver)
 
 
-async def nothing_left(server: Server, receiver: Receiver, unacked: set[str]) -> None:
+async def nothing_left(sender: Sender, receiver: Receiver) -> None:
     """Only what was given twice can be left in the queue: 1.x acks nothing a second time. A new
     receiver, which has seen nothing, empties it."""
     fresh = Receiver(
         receiver.place, receiver.name, BINDING, PRIVATE, receiver.version, pause=receiver.pause
     )
     async with receiving(fresh):
-        await asyncio.sleep(0.3)
-        left = {message_id for message_id, _ in fresh.received}
-        assert left <= unacked
-        if left:
-            await until(lambda: len(confirmed(fresh)) == len(left))
+        await sender.run(["the end"])  # which comes after all that was left
+        await until(lambda: "the end" in [text for _, text in fresh.received])
+        left = {message_id for message_id, text in fresh.received if text != "the end"}
+        assert left <= set(receiver.repeated)
+        await until(lambda: len(confirmed(fresh)) == len(left) + 1)
     assert fresh.repeated == []
-    del server
 
 
 def confirmed(receiver: Receiver) -> list[str]:
@@ -154,7 +161,7 @@ def confirmed(receiver: Receiver) -> list[str]:
 async def test_none_is_lost_and_none_shown_twice(server: Server, tls: object, version: str) -> None:
     kind = PipelinedSender if version == "1.5" else Sender
     place = server.place("sender_1", tls)
-    sender = kind(place, "sender_1", "receiver_1", BINDING, version, tries=50, pause=0.05)
+    sender = kind(place, "sender_1", "receiver_1", BINDING, version, tries=2000, pause=0.05)
     place = server.place("receiver_1", tls)
     receiver = Receiver(place, "receiver_1", BINDING, PRIVATE, version, pause=0.05)
     await send_and_kill(server, sender, receiver, 1000)
@@ -164,7 +171,9 @@ async def test_none_is_lost_and_none_shown_twice(server: Server, tls: object, ve
 @pytest.mark.parametrize("tls", VERSIONS, ids=VERSIONS.values())
 async def test_ten_thousand(server: Server, tls: object) -> None:
     place = server.place("sender_1", tls)
-    sender = PipelinedSender(place, "sender_1", "receiver_1", BINDING, "1.5", tries=50, pause=0.05)
+    sender = PipelinedSender(
+        place, "sender_1", "receiver_1", BINDING, "1.5", tries=2000, pause=0.05
+    )
     place = server.place("receiver_1", tls)
     receiver = Receiver(place, "receiver_1", BINDING, PRIVATE, "1.5", pause=0.05)
     await send_and_kill(server, sender, receiver, 10_000)

@@ -37,6 +37,9 @@ def strangers(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("strangers"))
 
 
+SAID = ("connection refused", "TLS handshake failed")
+
+
 async def said_to_client(server, context: ssl.SSLContext, **changes) -> str:
     with pytest.raises(TlsFailed) as caught:
         await server.dial(context=context, **changes)
@@ -50,7 +53,7 @@ async def logged(refusals: Refusals, *words: str) -> str:
     async with asyncio.timeout(10):
         while True:
             for line in refusals():
-                if all(word in line for word in ("connection refused", "127.0.0.1:", *words)):
+                if line.startswith(SAID) and all(word in line for word in ("127.0.0.1:", *words)):
                     return line
             await asyncio.sleep(0.01)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -51,6 +53,26 @@ def test_the_alternative_name_may_be_missing(issuer: Issuer) -> None:
 def test_a_name_that_is_no_client_id(issuer: Issuer, subject: x509.Name, sentence: str) -> None:
     with pytest.raises(CertificateError, match=sentence):
         names.client_id_of(odd.certificate(issuer, subject, uris=None))
+
+
+def test_whoever_names_the_server_is_no_client(issuer: Issuer) -> None:
+    own_key = odd.key().public_key()
+    address = x509.IPAddress(ipaddress.ip_address("10.0.0.7"))
+    hosts = x509.SubjectAlternativeName([x509.DNSName("Broker.example"), address])
+    server = odd.certificate(
+        issuer, "localhost", uris=None, public_key=own_key, extensions=[(hosts, False)]
+    )
+    other = x509.SubjectAlternativeName([x509.DNSName("elsewhere"), address])
+    for wrong, sentence in [
+        (server, "of the server's own key"),
+        (odd.certificate(issuer, "alice", public_key=own_key), "of the server's own key"),
+        (odd.certificate(issuer, "localhost", uris=None), "names 'localhost', which is this"),
+        (odd.certificate(issuer, "BROKER.example", uris=None), "names 'broker.example'"),
+        (odd.certificate(issuer, uris=None, extensions=[(other, False)]), r"names '10\.0\.0\.7'"),
+    ]:
+        with pytest.raises(CertificateError, match=sentence):
+            names.check_not_server(odd.der(wrong), server)
+    names.check_not_server(odd.der(odd.certificate(issuer)), server)
 
 
 @pytest.mark.parametrize("uris", [["ciphermq:bob"], ["ciphermq:alice", "CIPHERMQ:bob"]])

@@ -32,8 +32,7 @@ class Peer:
         self.lines = lines
 
     def say(self, *lines: str) -> None:
-        for line in lines:
-            self.lines.say(line)
+        self.lines.write(*lines)
 
     async def hear(self) -> str:
         async with asyncio.timeout(20):
@@ -428,6 +427,72 @@ async def test_an_ack_makes_room_in_the_window(
         "ACK_CONFIRMED m-1",
         f"Message: m-2 {message('m-2')}",
     }
+
+
+async def test_what_a_connection_holds_is_bounded(
+    onex_rig: OnexRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redeliveries cost no credit: a client that never acks would in time hold a whole queue."""
+    sender, receiver = await onex_rig.peer(), await onex_rig.peer("bob")
+    await sender.set_up()
+    for number in range(6):
+        await sender.publish(f"m-{number}")
+    await receiver.ask("consume q")
+    assert [await receiver.message() for _ in range(6)] == [f"m-{n}" for n in range(6)]
+    await receiver.lines.close()
+    await onex_rig.broker.until(lambda broker: broker.queue("q") == (6, 0))
+    monkeypatch.setattr(limits, "MAX_HELD_BATCHES", 4)
+    receiver = await onex_rig.peer("bob")
+    await receiver.ask("consume q")
+    assert [await receiver.message() for _ in range(4)] == [f"m-{n}" for n in range(4)]
+    assert await receiver.silent()
+    assert onex_rig.broker.queue("q") == (2, 4)
+    assert await receiver.ask("fetch q") == ("Error: this connection has 4 messages without an ack")
+    receiver.say("ack m-1", "ack m-0")
+    heard = {await receiver.hear() for _ in range(4)}
+    assert {line.split("{")[0] for line in heard} == {
+        "ACK_CONFIRMED m-1",
+        "ACK_CONFIRMED m-0",
+        "Message: m-4 ",
+        "Message: m-5 ",
+    }
+
+
+async def test_resends_without_end_are_one_message_in_hand(onex_rig: OnexRig) -> None:
+    sender, receiver = await onex_rig.peer(), await onex_rig.peer("bob")
+    await sender.set_up()
+    await receiver.ask("consume q")
+    await sender.publish("m")
+    for _ in range(20):
+        assert await receiver.message() == "m"
+        assert await sender.ask("resend m") == "Resend requested"
+    assert await receiver.message() == "m"
+    (session,) = [each for each in onex_rig.broker.server.services.sessions if each.client == "bob"]
+    assert session.consuming.held == 1
+    assert await receiver.ask("ack m") == "ACK_CONFIRMED m"
+    assert session.consuming.held == 0
+    assert onex_rig.broker.queue("q") == (0, 0)
+
+
+async def test_an_id_that_two_senders_chose_is_settled_by_who_holds_it(
+    onex_rig: OnexRig,
+) -> None:
+    alice, carol, bob = [await onex_rig.peer(name) for name in ("alice", "carol", "bob")]
+    await alice.set_up("q")
+    await carol.ask("declare_queue p")
+    await carol.ask("bind p x other")
+    await bob.ask("consume q")
+    assert await alice.publish("m") == "ACK m"
+    assert await carol.ask(f"publish x other {message('m', nonce='other')}") == "ACK m"
+    assert await bob.message() == "m"
+    assert await carol.ask("fetch p") == f"Message: m {message('m', nonce='other')}"
+    assert await bob.ask("ack m") == "ACK_CONFIRMED m"
+    assert onex_rig.broker.queue("q") == (0, 0)
+    assert onex_rig.broker.queue("p") == (0, 1)
+    assert await bob.ask("ack m") == "ACK_CONFIRMED m"  # 1.x acks again until it hears this
+    assert onex_rig.broker.queue("p") == (0, 1)
+    assert await carol.ask("ack m") == "ACK_CONFIRMED m"
+    assert onex_rig.broker.queue("p") == (0, 0)
 
 
 async def test_a_deleted_queue_ends_the_connection(onex_rig: OnexRig) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from support.broker import Broker, running_broker
 from support.deployment import Deployment
 
 
 @contextmanager
-def background_broker(deployment: Deployment, *, zmq: bool = False) -> Iterator[Broker]:
-    """The broker of `deployment`, running until the block ends."""
+def background_broker(
+    deployment: Deployment, *, zmq: bool = False, **sections: Mapping[str, Any]
+) -> Iterator[Broker]:
+    """The broker of `deployment`, running until the block ends. `sections`: settings over its
+    own; `zmq`: it listens over ZeroMQ too."""
     started = threading.Event()
     found: list[Broker] = []
     loop = asyncio.new_event_loop()
@@ -21,7 +25,7 @@ def background_broker(deployment: Deployment, *, zmq: bool = False) -> Iterator[
 
     async def live() -> None:
         try:
-            async with running_broker(deployment, zmq=zmq) as broker:
+            async with running_broker(deployment, zmq=zmq, **sections) as broker:
                 found.append(broker)
                 started.set()
                 await stop.wait()

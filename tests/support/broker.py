@@ -118,6 +118,11 @@ class Broker:
         info = self.engine.queue(name)
         return (info.messages_ready, info.messages_unacked) if info is not None else (-1, -1)
 
+    @property
+    def consumers(self) -> int:
+        """How many there are, of all queues."""
+        return int(self.engine.stats()["consumers"])
+
     async def until(self, condition: Callable[[Broker], bool], seconds: float = 10.0) -> None:
         """Wait until `condition` holds of it; fails the test when it doesn't in time."""
         deadline = asyncio.get_running_loop().time() + seconds

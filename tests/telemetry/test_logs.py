@@ -41,7 +41,7 @@ def test_a_line_is_json_with_time_level_message_and_fields(tmp_path: Path) -> No
     (line,) = lines(tmp_path / "info.log")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line.pop("timestamp"))
     assert line == {
-        "level": "info",
+        "level": "INFO",
         "logger": "ciphermq.room",
         "message": "a thing happened",
         "queue": "q",
@@ -61,9 +61,9 @@ def test_each_file_has_its_levels(tmp_path: Path) -> None:
     def levels(name: str) -> list[str]:
         return [line["level"] for line in lines(tmp_path / name)]
 
-    assert levels("debug.log") == ["debug", "info", "warning", "error"]
-    assert levels("info.log") == ["info", "warning", "error"]
-    assert levels("error.log") == ["error"]
+    assert levels("debug.log") == ["DEBUG", "INFO", "WARNING", "ERROR"]
+    assert levels("info.log") == ["INFO", "WARNING", "ERROR"]
+    assert levels("error.log") == ["ERROR"]
 
 
 def test_debug_costs_nothing_where_it_is_not_wanted(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_field_can_not_pose_as_the_line_itself(tmp_path: Path) -> None:
     stopped(running)
     (line,) = lines(tmp_path / "info.log")
     assert line["message"] == "true"
-    assert line["level"] == "info"
+    assert line["level"] == "INFO"
     assert line["message_"] == "false"
 
 

@@ -26,5 +26,9 @@ def configured_catalog(settings: ServerSettings) -> Catalog:
     if settings.database is None:
         return SqliteCatalog(storage.catalog_path, key, metadata_days=storage.metadata_days)
     return PostgresCatalog(
-        settings.database, key, onex_key=onex_key, metadata_days=storage.metadata_days
+        settings.database,
+        key,
+        onex_key=onex_key,
+        metadata_days=storage.metadata_days,
+        waiting=storage.directory / "metadata-waiting",
     )

@@ -29,6 +29,9 @@ class OnexPublication(msgspec.Struct, frozen=True):
     exchange: str
     routing_key: str
     published_ms: int
+    again: bool = False
+    """It came again, and was stored before: perhaps by a broker that was killed before it noted
+    that. A row that is there stays as it is."""
 
 
 class KeyEntry(msgspec.Struct, frozen=True):

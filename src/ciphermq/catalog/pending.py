@@ -57,6 +57,8 @@ class MessageRow(msgspec.Struct):
     noted_ms: int = 0
     missed_at: float | None = None
     """No column: since when there was no row to add this to."""
+    again: bool = False
+    """No column: see `OnexPublication.again`."""
 
 
 class News(NamedTuple):
@@ -103,25 +105,28 @@ class PendingMetadata:
             row.size = publication.size
             row.published_ms = publication.published_ms
 
-    def publish_message(self, publication: OnexPublication) -> None:
-        """Note who published a 1.x message. The first to use an id stands."""
+    def publish_message(self, publication: OnexPublication) -> bool:
+        """Note who published a 1.x message. The first to use an id stands. Whether it is noted."""
         with self._lock:
             row = self._message(internal_id(publication.message_id), publication.published_ms)
             if row is None or row.message_id is not None:
-                return
+                return False
             row.message_id = publication.message_id
             row.client = publication.client
             row.exchange = publication.exchange
             row.routing_key = publication.routing_key
             row.sent_ms = publication.published_ms
+            row.again = publication.again
+            return True
 
-    def event(self, event: str, batch_id: bytes, messages: int, at_ms: int) -> None:
-        """Note an engine's event; kinds that have no column are let pass."""
+    def event(self, event: str, batch_id: bytes, messages: int, at_ms: int) -> bool:
+        """Note an engine's event; kinds that have no column are let pass. Whether it is one of a
+        1.x message, and noted."""
         with self._lock:
             if is_internal_id(batch_id):
-                self._message_event(event, batch_id, at_ms)
-            else:
-                self._batch_event(event, batch_id, messages, at_ms)
+                return self._message_event(event, batch_id, at_ms)
+            self._batch_event(event, batch_id, messages, at_ms)
+            return False
 
     def _batch_event(self, event: str, batch_id: bytes, messages: int, at_ms: int) -> None:
         if event == "delivered":
@@ -139,12 +144,15 @@ class PendingMetadata:
             row.first_dead_ms = row.first_dead_ms or at_ms
             row.last_dead_ms = at_ms
 
-    def _message_event(self, event: str, message: bytes, at_ms: int) -> None:
+    def _message_event(self, event: str, message: bytes, at_ms: int) -> bool:
         if event == "delivered":
             if row := self._message(message, at_ms):
                 row.delivered_ms = row.delivered_ms or at_ms
+                return True
         elif event == "acked" and (row := self._message(message, at_ms)):
             row.acked_ms = at_ms
+            return True
+        return False
 
     def take(self, most: int | None = None) -> News:
         """The oldest rows, which are the caller's until it says `done`."""

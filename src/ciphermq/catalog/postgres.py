@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -23,6 +24,7 @@ from ciphermq.catalog.pending import PendingMetadata
 from ciphermq.catalog.postgres_pool import PostgresPool
 from ciphermq.catalog.postgres_writer import MetadataWriter
 from ciphermq.catalog.schema import TRACE_COLUMNS
+from ciphermq.catalog.waiting import WaitingFile
 from ciphermq.errors import CatalogError, KeyRecordRolledBack
 from ciphermq.settings import DatabaseSection
 from ciphermq.telemetry import get_logger
@@ -57,7 +59,9 @@ class PostgresCatalog:
         metadata_days: float = 30.0,
         clock: Callable[[], float] = time.time,
         max_pending: int = limits.MAX_PENDING_METADATA,
+        waiting: Path | None = None,
     ) -> None:
+        """`waiting`: where to keep what the database has not got yet; None: only in memory."""
         self._database = database
         self._pool = PostgresPool(database)
         self._key = key
@@ -65,7 +69,10 @@ class PostgresCatalog:
         self._clock = clock
         self._retention_ms = int(metadata_days * limits.DAY * 1000)
         self._pending = PendingMetadata(max_pending)
-        self._writer = MetadataWriter(self._pool, self._pending, self._retention_ms, self._now_ms)
+        self._waiting = None if waiting is None else WaitingFile(waiting)
+        self._writer = MetadataWriter(
+            self._pool, self._pending, self._retention_ms, self._now_ms, self._waiting
+        )
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -74,6 +81,8 @@ class PostgresCatalog:
         await self._pool.start()
         try:
             await self._prepare()
+            if self._waiting is not None:
+                self._waiting.open(self._pending)
         except BaseException:
             await self._pool.stop()
             raise
@@ -88,6 +97,8 @@ class PostgresCatalog:
     async def stop(self) -> None:
         """Write what waits and close."""
         await self._writer.stop()
+        if self._waiting is not None:
+            self._waiting.close()
         await self._pool.stop()
 
     async def _prepare(self) -> None:
@@ -221,13 +232,19 @@ class PostgresCatalog:
 
     def note_message(self, publication: OnexPublication) -> None:
         """Remember who published which 1.x message."""
-        if self._retention_ms:
-            self._pending.publish_message(publication)
+        if not self._retention_ms:
+            return
+        noted = self._pending.publish_message(publication)
+        if noted and self._waiting is not None:
+            self._waiting.published(publication)
 
     def note_event(self, event: str, batch_id: bytes, messages: int, at_ms: int) -> None:
         """Remember what became of a batch or a message."""
-        if self._retention_ms:
-            self._pending.event(event, batch_id, messages, at_ms)
+        if not self._retention_ms:
+            return
+        noted = self._pending.event(event, batch_id, messages, at_ms)
+        if noted and self._waiting is not None:
+            self._waiting.happened(event, batch_id, at_ms)
 
     async def trace(self, batch_id: bytes) -> dict[str, Any] | None:
         """What is known of a batch."""

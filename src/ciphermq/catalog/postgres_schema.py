@@ -179,12 +179,15 @@ MERGE_BATCHES: Final = f"""
         noted_ms = GREATEST(b.noted_ms, excluded.noted_ms)
 """  # noqa: S608  (only our own columns are put in)
 
-ADD_MESSAGES: Final = """
+_ADD: Final = """
     INSERT INTO message_metadata AS m (message_id, client_id, exchange_name, routing_key,
         sent_time, delivered_time, acknowledged_time)
     SELECT * FROM unnest(
         $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[])
     ON CONFLICT (message_id) DO UPDATE SET
+"""
+
+ADD_MESSAGES: Final = f"""{_ADD}
         exchange_name = excluded.exchange_name,
         routing_key = excluded.routing_key,
         sent_time = excluded.sent_time,
@@ -193,6 +196,13 @@ ADD_MESSAGES: Final = """
         WHERE m.client_id IS NOT DISTINCT FROM excluded.client_id
 """
 """An id that its own client uses again is another message's from then on, as in 1.x."""
+
+ADD_MISSING: Final = f"""{_ADD}
+        delivered_time = COALESCE(m.delivered_time, excluded.delivered_time),
+        acknowledged_time = COALESCE(excluded.acknowledged_time, m.acknowledged_time)
+        WHERE m.client_id IS NOT DISTINCT FROM excluded.client_id
+"""
+"""A message that came again: its row, if it is there, is of the first time."""
 
 UPDATE_MESSAGES: Final = f"""
     UPDATE message_metadata AS m SET

@@ -24,6 +24,7 @@ from ciphermq.catalog import postgres_schema as schema
 from ciphermq.catalog.onex import timestamp
 from ciphermq.catalog.pending import MessageRow, News, PendingMetadata
 from ciphermq.catalog.postgres_pool import PostgresPool
+from ciphermq.catalog.waiting import WaitingFile
 from ciphermq.telemetry import Counters, get_logger
 
 _PRUNE_ROWS: Final = 5_000
@@ -52,6 +53,7 @@ class MetadataWriter:
         pending: PendingMetadata,
         retention_ms: int,
         now_ms: Callable[[], int],
+        waiting: WaitingFile | None = None,
     ) -> None:
         self.counters = Counters(
             "metadata_rows_written",
@@ -65,6 +67,7 @@ class MetadataWriter:
         self._pending = pending
         self._retention_ms = retention_ms
         self._now_ms = now_ms
+        self._waiting = waiting
         self._name = secrets.token_bytes(_WRITER_SIZE)
         self._number = 0
         self._tried = False
@@ -127,6 +130,9 @@ class MetadataWriter:
         async with self._writing:
             early, self._early = self._early, []
             self._pending.put_back(early)
+            if self._waiting is not None:
+                self._waiting.turn()
+                self._waiting.early(early)
             try:
                 while self._take():
                     await self._write_group()
@@ -134,6 +140,9 @@ class MetadataWriter:
                 self._lost(error)
                 raise
             self._found()
+            if self._waiting is not None:
+                self._waiting.early(self._early)
+                self._waiting.turned()
 
     def _take(self) -> bool:
         """Whether there is a group to be written."""
@@ -178,16 +187,19 @@ class MetadataWriter:
     async def _transact(self, news: News) -> list[MessageRow]:
         """Commit a group; the rows whose message is not there yet."""
         batches = list(map(msgspec.structs.astuple, news.batches))
-        added = [row for row in news.messages if row.message_id is not None]
+        named = [row for row in news.messages if row.message_id is not None]
+        added = [_columns(row) for row in named if not row.again]
+        missing = [_columns(row) for row in named if row.again]
         events = [row for row in news.messages if row.message_id is None]
-        columns = list(zip(*map(_columns, added), strict=True))
         async with self._pool.connection() as connection, connection.transaction():
             values = (self._name, self._number, self._now_ms())
             if await connection.fetchval(schema.ADVANCE, *values):
                 if batches:
                     await connection.execute(schema.MERGE_BATCHES, *zip(*batches, strict=True))
                 if added:
-                    await connection.execute(schema.ADD_MESSAGES, *columns)
+                    await connection.execute(schema.ADD_MESSAGES, *zip(*added, strict=True))
+                if missing:
+                    await connection.execute(schema.ADD_MISSING, *zip(*missing, strict=True))
             # Twice does no harm here, and tells which messages were not there yet.
             return await self._update(connection, events) if events else []
 

@@ -5,7 +5,8 @@
     MANIFEST.json    format, when, and for each file its size and SHA-256
     config.toml      as it was
     server.crt  server.key  ca.crt  crl.pem  at-rest.key
-    catalog.db       one consistent copy
+    aes.key  database-password  database-ca.crt
+    catalog.db       one consistent copy; not of PostgreSQL, which has its own tools (pg_dump)
     journal/         segments, up to some moment during the backup
 
 Names in a backup are fixed, whatever the configuration calls them. Restoring puts each file
@@ -75,6 +76,8 @@ class Summary(msgspec.Struct, frozen=True):
     """In the catalog."""
     damaged: list[str]
     """Payloads that were damaged in the broker's own journal already: copied as they are."""
+    elsewhere: str = ""
+    """The PostgreSQL database that has the catalog, which is not in the backup."""
 
 
 def back_up(config: Path, target: Path, *, progress: Progress | None = None) -> Summary:
@@ -89,7 +92,7 @@ def back_up(config: Path, target: Path, *, progress: Progress | None = None) -> 
         _copy(config, work / CONFIG)
         for name, path in _single_files(settings).items():
             _copy(path, work / name)
-        if settings.storage.catalog_path.exists():
+        if settings.database is None and settings.storage.catalog_path.exists():
             copy_catalog(settings.storage.catalog_path, work / CATALOG)
         if settings.storage.journal_directory.exists():
             source, copy = settings.storage.journal_directory, work / JOURNAL
@@ -101,7 +104,7 @@ def back_up(config: Path, target: Path, *, progress: Progress | None = None) -> 
         manifest = Manifest(made=made, software=version("ciphermq"), files=files)
         disk.write_file(work / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
         summary = _check(work / JOURNAL, work / CATALOG, files)
-    return msgspec.structs.replace(summary, directory=str(target))
+    return msgspec.structs.replace(summary, directory=str(target), elsewhere=_elsewhere(settings))
 
 
 def restore(backup: Path, target: Path, *, progress: Progress | None = None) -> Summary:
@@ -119,7 +122,8 @@ def restore(backup: Path, target: Path, *, progress: Progress | None = None) -> 
         contextlib.ExitStack() as undo,
     ):
         _copy(backup / CONFIG, work / CONFIG)
-        places = _Places(load_server_settings(work / CONFIG))
+        settings = load_server_settings(work / CONFIG, secrets=False)
+        places = _Places(settings)
         for name, file in manifest.files.items():
             place = work / CONFIG if name == CONFIG else places.of(name)
             if name != CONFIG:
@@ -136,7 +140,7 @@ def restore(backup: Path, target: Path, *, progress: Progress | None = None) -> 
                 progress(done, total)
         summary = _check(places.journal, places.catalog, manifest.files)
         undo.pop_all()
-    return msgspec.structs.replace(summary, directory=str(target))
+    return msgspec.structs.replace(summary, directory=str(target), elsewhere=_elsewhere(settings))
 
 
 class _Places:
@@ -170,7 +174,19 @@ def _single_files(settings: ServerSettings) -> dict[str, Path]:
         "crl.pem": settings.tls.crl_path,
         "at-rest.key": settings.storage.at_rest_key_path,
     }
+    if settings.encryption is not None:
+        files["aes.key"] = settings.encryption.aes_key_path
+    if settings.database is not None:
+        files["database-password"] = settings.database.password_path
+        files["database-ca.crt"] = settings.database.ca_cert_path
     return {name: path for name, path in files.items() if path is not None}
+
+
+def _elsewhere(settings: ServerSettings) -> str:
+    database = settings.database
+    if database is None:
+        return ""
+    return f"the PostgreSQL database {database.dbname!r} at {database.host}:{database.port}"
 
 
 def _read_manifest(backup: Path) -> Manifest:

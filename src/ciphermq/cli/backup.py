@@ -34,7 +34,8 @@ def backup(
     """Copy a broker's journal, catalog, configuration and keys, while it runs, and check the copy.
 
     The copy holds all that was confirmed when the command began. It is as private as the
-    server's own directory.
+    server's own directory. A catalog in PostgreSQL is not in it: back that up by its own tools
+    (pg_dump), after this.
     """
     from ciphermq.cli.archive import back_up
     from ciphermq.cli.progress import bar
@@ -59,7 +60,8 @@ def restore(
 ) -> None:
     """Put a backup back in place, and check every byte of it.
 
-    A restored broker delivers again what was acknowledged after the backup; Inboxes know it.
+    A restored broker delivers again what was acknowledged after the backup; Inboxes know it. A
+    catalog in PostgreSQL is restored by its own tools (pg_restore).
     """
     from ciphermq.cli.archive import restore as put_back
     from ciphermq.cli.progress import bar
@@ -82,6 +84,8 @@ def _show(what: str, done: Summary, *, as_json: bool) -> None:
             f"{what} {done.directory}: {done.files} files, {done.size} bytes; "
             f"{done.records} journal records and {done.keys} key records"
         )
+        if done.elsewhere:
+            print(f"not in it: {done.elsewhere}; that has its own tools (pg_dump, pg_restore)")
         for problem in done.damaged:
             print(f"damaged before it was copied: {problem}")
     if done.damaged:

@@ -11,7 +11,7 @@ import typer
 
 from ciphermq.cli.access import Access, connected, load_identity, with_access
 from ciphermq.cli.common import JsonOption, home_directory, run
-from ciphermq.cli.output import moment, print_fields, print_json, print_table
+from ciphermq.cli.output import moment, print_fields, print_json, print_table, report
 
 if TYPE_CHECKING:
     from ciphermq.client.identity import Identity
@@ -34,6 +34,7 @@ def register(app: typer.Typer) -> None:
     group.command()(with_access(show))
     group.command()(with_access(fingerprint))
     group.command()(with_access(trust))
+    group.command()(with_access(forget))
     group.command()(with_access(renew))
     group.command()(make)
     group.command()(with_access(offer))
@@ -41,20 +42,30 @@ def register(app: typer.Typer) -> None:
 
 
 def list_(access: Access, as_json: JsonOption = False) -> None:
-    """Everybody whose key this identity has ever seen."""
+    """Everybody whose key this identity has ever seen, or for CipherMQ 1.x has confirmed."""
     from ciphermq.client.layout import TRUST
     from ciphermq.client.trust import TrustFile
 
-    known = TrustFile(_own_path(access) / TRUST).clients()
-    entries = [{"client": name, **_remembered(item)} for name, item in known.items()]
+    trust_file = TrustFile(_own_path(access) / TRUST)
+    known, pins = trust_file.clients(), trust_file.onex_pins()
+    entries = [
+        {"client": name, **_remembered(known.get(name)), "one_x_key": pins.get(name)}
+        for name in sorted(known.keys() | pins.keys())
+    ]
     if as_json:
         print_json(entries)
         return
     rows = [
-        (entry["client"], entry["trusted"], entry["version"], _short(entry["certificate_key"]))
+        (
+            entry["client"],
+            entry["trusted"],
+            entry["version"],
+            _short(entry["certificate_key"]),
+            _short(entry["one_x_key"]),
+        )
         for entry in entries
     ]
-    print_table(("client", "trusted", "version", "certificate key"), rows)
+    print_table(("client", "trusted", "version", "certificate key", "1.x key"), rows)
 
 
 def show(
@@ -93,9 +104,14 @@ def show(
             print(f"ciphermq: the broker could not be asked: {error}", file=sys.stderr)
         except CipherMQError as error:
             problem = error
-    known = TrustFile(path / TRUST).known(name)
+    trust_file = TrustFile(path / TRUST)
+    known, pin = trust_file.known(name), trust_file.onex_pin(name)
     if known is not None:
         about |= _remembered(known)
+    if pin is not None:
+        about["one_x_key"] = pin
+        if isinstance(problem, UnknownReceiver):
+            problem = None  # of cmq/2 it is not, and need not be
     elif problem is None and len(about) == 1:
         problem = UnknownReceiver(f"nothing is remembered of {name!r}: it was never sent to")
     if len(about) > 1:
@@ -193,6 +209,23 @@ def trust(
         print_json({"client": name, "certificate_key": digest.hex(), "trusted": "by hand"})
         return
     print(f"Trusted from now on for {name}:\n  {records.fingerprint(digest)}")
+
+
+def forget(
+    access: Access,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A client.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Trust no key of NAME for CipherMQ 1.x any more: nothing is sealed to it as 1.x does.
+
+    Certificate keys are not forgotten, since then a broker could bring in another: `keys trust`
+    puts one in the place of another.
+    """
+    from ciphermq.errors import UnknownReceiver
+
+    if not _trust_file(access).forget_onex(name):
+        raise UnknownReceiver(f"no 1.x key of {name!r} is trusted")
+    report(f"The 1.x key of {name} is forgotten.", {"client": name}, as_json=as_json)
 
 
 def renew(
@@ -350,7 +383,9 @@ def _described(record: VerifiedRecord) -> dict[str, Any]:
     }
 
 
-def _remembered(known: Known) -> dict[str, Any]:
+def _remembered(known: Known | None) -> dict[str, Any]:
+    if known is None:
+        return dict.fromkeys(("version", "certificate_key", "trusted", "since", "refused_key"))
     return {
         "version": known.version,
         "certificate_key": known.pin,
@@ -364,8 +399,8 @@ def _how(known: Known) -> str:
     return "by hand" if known.by_hand else "on first sight"
 
 
-def _short(digest: str) -> str:
-    return f"{digest[:16]}…"
+def _short(digest: str | None) -> str | None:
+    return None if digest is None else f"{digest[:16]}…"
 
 
 def _print(about: dict[str, Any], as_json: bool) -> None:

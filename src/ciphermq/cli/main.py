@@ -23,6 +23,7 @@ from ciphermq.cli import (
     init,
     journal,
     keys,
+    onexclients,
     queues,
     receive,
     send,
@@ -41,6 +42,7 @@ COMMANDS: Final[tuple[ModuleType, ...]] = (
     keys,
     send,
     receive,
+    onexclients,
     queues,
     exchanges,
     waiting,
@@ -54,6 +56,7 @@ COMMANDS: Final[tuple[ModuleType, ...]] = (
 PANELS: Final = {
     "Set up": ("init", "server", "config", "identity", "ca", "keys"),
     "Messages": ("send", "receive"),
+    "As CipherMQ 1.x did": ("sender", "receiver"),
     "Look inside and put in order": (
         "queues",
         "exchanges",

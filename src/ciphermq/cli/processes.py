@@ -168,9 +168,16 @@ class Stage:
         for process in self._processes:
             process.kill()
 
-    def start(self, name: str, *words: str, identity: str | None = None) -> Process:
-        """Run `ciphermq` with these words, as `identity` where one is named."""
-        environment = {HOME_VARIABLE: str(self.deployment.home)}
+    def start(
+        self,
+        name: str,
+        *words: str,
+        identity: str | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> Process:
+        """Run `ciphermq` with these words, as `identity` where one is named; `settings` by the
+        names that they have in the environment."""
+        environment = {HOME_VARIABLE: str(self.deployment.home), **(settings or {})}
         if identity is not None:
             environment["CIPHERMQ_IDENTITY"] = str(self.deployment.identity(identity))
         log = self.directory / f"{name}.log"
@@ -178,9 +185,10 @@ class Stage:
         self._processes.append(process)
         return process
 
-    def broker(self) -> Process:
-        """The broker, ready to serve."""
-        process = self.start("broker", "server", "--config", str(self.deployment.config))
+    def broker(self, settings: Mapping[str, str] | None = None) -> Process:
+        """The broker, ready to serve; `settings` go before those of its configuration."""
+        words = ("server", "--config", str(self.deployment.config))
+        process = self.start("broker", *words, settings=settings)
         process.wait_for("ciphermq ready on")
         return process
 

@@ -15,6 +15,7 @@ from ciphermq.cli.access import Access, BrokerWaitOption, with_access
 from ciphermq.cli.common import JsonOption
 
 if TYPE_CHECKING:
+    from ciphermq.cli.onexsending import OnexSending
     from ciphermq.cli.sending import Sending
     from ciphermq.client import Identity
 
@@ -106,7 +107,8 @@ def send(
     """Seal each line for its receivers, send it, and wait until the broker has it on disk.
 
     A line keeps the bytes that end it, so that what is received --raw is the file again.
-    A broker that is away is waited for as long as a confirmation.
+    A broker that is away is waited for as long as a confirmation. To a client of CipherMQ 1.x,
+    whose key `keys trust --one-x` has pinned, each line goes as a message of 1.x, without its end.
     """
     from ciphermq.cli.access import load_identity
     from ciphermq.cli.common import check_apart, run
@@ -132,24 +134,26 @@ def send(
 async def _send(access: Access, identity: Identity, plan: Plan, *, as_json: bool) -> None:
     from ciphermq.cli.access import connected
     from ciphermq.cli.inputs import Input
+    from ciphermq.cli.onexsending import OnexSending, goes_as_onex
     from ciphermq.cli.output import counted
     from ciphermq.cli.progress import bar
     from ciphermq.cli.sending import Sending
     from ciphermq.client import Outbox
 
+    kind = OnexSending if goes_as_onex(identity, plan) else Sending
     with ExitStack() as stack:
         source = Input(plan.file)
         stack.callback(source.close)
         outbox = stack.enter_context(Outbox(plan.outbox)) if plan.outbox is not None else None
         shown = not as_json and source.regular
-        run = Sending(plan, source, stack.enter_context(bar("sending", shown=shown)))
+        run = kind(plan, source, stack.enter_context(bar("sending", shown=shown)))
         begun = time.monotonic()
         try:
             async with connected(access, identity, wait=plan.broker_wait) as client:
-                if outbox is None:
-                    await run.at_once(client)
-                else:
+                if outbox is not None and isinstance(run, Sending):
                     await run.through(outbox, client)
+                else:
+                    await run.at_once(client)
         except BaseException:
             if run.confirmed and not as_json:
                 print(f"ciphermq: {counted(run.confirmed, 'message')} confirmed", file=sys.stderr)
@@ -157,7 +161,7 @@ async def _send(access: Access, identity: Identity, plan: Plan, *, as_json: bool
     _show(run, time.monotonic() - begun, as_json=as_json)
 
 
-def _show(run: Sending, seconds: float, *, as_json: bool) -> None:
+def _show(run: Sending | OnexSending, seconds: float, *, as_json: bool) -> None:
     from ciphermq.cli.output import counted, report
 
     rate = run.confirmed / seconds if seconds else 0.0

@@ -56,7 +56,7 @@ def assemble(settings: ServerSettings, logs: Logging) -> Server:
     store = StoreOptions(reserve=int(storage.reserve_mb * limits.MIB))
     options = EmbeddedOptions(broker=broker, store=store)
     engine = EmbeddedEngine(storage.journal_directory, options=options)
-    return Server(settings, engine, catalog, log_stats=logs.stats)
+    return Server(settings, engine, catalog, log_stats=logs.stats, traffic=logs.traffic)
 
 
 def check_dates(settings: ServerSettings) -> None:

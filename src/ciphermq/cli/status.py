@@ -79,26 +79,45 @@ def trace(
 ) -> None:
     """Show what became of a message's batch: published, delivered, acknowledged, dead.
 
-    The broker keeps this for some days, by batch; content it can't show.
+    The broker keeps this for some days, by batch; content it can't show. A message of CipherMQ 1.x
+    has a row of its own, by its own id (the header `message_id` where it was received).
     """
-    from ciphermq.cli.asking import ask
-    from ciphermq.cli.output import moment, print_fields, print_json
-    from ciphermq.errors import NotFound
-    from ciphermq.model.ids import message_id, parse_message_id
-    from ciphermq.wire.cmq2 import frames
+    from ciphermq.cli.access import connected, load_identity
+    from ciphermq.cli.common import run
+    from ciphermq.cli.output import print_fields, print_json
+    from ciphermq.errors import NotFound, UsageError
+    from ciphermq.model.ids import batch_of
+    from ciphermq.model.onex import is_message_id
 
-    batch_id, index = parse_message_id(message)
-    found = ask(access, frames.Trace, batch_id=batch_id)
+    if not is_message_id(message):
+        raise UsageError(f"{message!r} is not a message id: it has no white space in it")
+    identity = load_identity(access, administers=True)
+
+    async def work() -> dict[str, Any] | None:
+        async with connected(access, identity) as client:
+            return await client.trace(message)
+
+    found = run(work())
     if found is None:
         raise NotFound(
             f"the broker knows nothing of {message}: never published there, longer ago than it "
             "remembers, or none of this identity's business"
         )
-    found["batch_id"] = message_id(batch_id, 0)
-    found["index"] = index
-    for name in [name for name in found if name.endswith("_ms")]:
-        found[name.removesuffix("_ms")] = moment(found.pop(name))
+    if batch_of(message) is not None and "message_id" not in found:
+        found = _batch(message, found)
     if as_json:
         print_json(found)
     else:
         print_fields({name.replace("_", " "): value for name, value in found.items()})
+
+
+def _batch(message: str, found: dict[str, Any]) -> dict[str, Any]:
+    """A batch's row, ids and times spelt for people."""
+    from ciphermq.cli.output import moment
+    from ciphermq.model.ids import message_id, parse_message_id
+
+    batch_id, index = parse_message_id(message)
+    row = found | {"batch_id": message_id(batch_id, 0), "index": index}
+    for name in [name for name in row if name.endswith("_ms")]:
+        row[name.removesuffix("_ms")] = moment(row.pop(name))
+    return row

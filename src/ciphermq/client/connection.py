@@ -40,6 +40,7 @@ from ciphermq.client.source import Source
 from ciphermq.directory.records import VerifiedRecord
 from ciphermq.errors import UsageError
 from ciphermq.model import ids
+from ciphermq.model.onex import is_message_id
 from ciphermq.model.topology import ExchangeType
 from ciphermq.wire.cmq2 import frames
 
@@ -54,6 +55,7 @@ class Client:
         self._directory = Directory(core)
         self._sealer = Sealer(core, self._directory)
         self._unsealer = Unsealer(core)
+        self._onex: OnexPeers | None = None
         self._senders: WeakSet[Sender] = WeakSet()
         """Those that are somebody's, or have something under way."""
         self._receivers: list[Receiver] = []
@@ -120,7 +122,9 @@ class Client:
     @property
     def onex(self) -> OnexPeers:
         """What there is to do with clients of CipherMQ 1.x."""
-        return OnexPeers(self._core, self._publisher)
+        if self._onex is None:
+            self._onex = OnexPeers(self._core, self._publisher)
+        return self._onex
 
     def receiver(
         self,
@@ -378,11 +382,15 @@ class Client:
         return status
 
     async def trace(self, message_id: str) -> dict[str, Any] | None:
-        """What became of a message's batch; None when the broker doesn't know it."""
-        batch_id, _ = ids.parse_message_id(message_id)
-        row: dict[str, Any] | None = await self._core.ask(
-            frames.Trace, again=True, batch_id=batch_id
-        )
+        """What became of a message's batch; None when the broker doesn't know it.
+
+        For the id of a 1.x message, a row with its ``message_id`` and the times of 1.x."""
+        row: dict[str, Any] | None = None
+        batch_id = ids.batch_of(message_id)
+        if batch_id is not None:
+            row = await self._core.ask(frames.Trace, again=True, batch_id=batch_id)
+        if row is None and is_message_id(message_id):
+            row = await self._core.ask(frames.Trace, again=True, message_id=message_id)
         return row
 
     async def ask(self, kind: type[frames.Request], **members: Any) -> Any:

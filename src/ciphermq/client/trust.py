@@ -101,6 +101,10 @@ class TrustFile:
         """The fingerprint of the client's 1.x key that a person confirmed, if one did."""
         return self._read().one_x.get(client)
 
+    def onex_pins(self) -> dict[str, str]:
+        """All of them, by client."""
+        return dict(sorted(self._read().one_x.items()))
+
     def trust_onex(self, client: str, fingerprint: bytes) -> None:
         """From now on the 1.x key of `client` is the one with this fingerprint, and no other: a
         person said so. On first sight none is ever trusted."""
@@ -109,6 +113,10 @@ class TrustFile:
             content.one_x[client] = fingerprint.hex()
 
         self._change(change)
+
+    def forget_onex(self, client: str) -> bool:
+        """No 1.x key of `client` is trusted any more; whether one was."""
+        return self._change(lambda content: content.one_x.pop(client, None)) is not None
 
     def lowest_crl_number(self, authority_sha256: bytes) -> int:
         """The highest number seen of that authority's lists: none below it counts."""

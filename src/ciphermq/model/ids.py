@@ -68,3 +68,11 @@ def parse_message_id(text: str) -> tuple[bytes, int]:
     if not is_batch_id(batch_id):
         raise UsageError(f"{text!r} is a UUID but not a message id (version 7 was expected)")
     return batch_id, value & _INDEX_MASK
+
+
+def batch_of(text: str) -> bytes | None:
+    """The batch id of a message id; None when it is no message id."""
+    try:
+        return parse_message_id(text)[0]
+    except UsageError:
+        return None

@@ -117,6 +117,14 @@ def check_message_id(text: str) -> str:
     return text
 
 
+def is_message_id(text: str) -> bool:
+    """Whether a 1.x message may have this id."""
+    try:
+        return bool(check_message_id(text))
+    except MalformedBatch:
+        return False
+
+
 def internal_id(message_id: str) -> bytes:
     """The 16 bytes by which the rest of the program knows a message with this id.
 
@@ -243,7 +251,7 @@ _BATCH: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 def _members(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        found = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise MalformedBatch(f"the message is not JSON: {error}") from error
     if not isinstance(found, dict):
@@ -261,6 +269,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON's")
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
 
 
 def _text_or_none(members: Mapping[str, Any], name: str) -> str | None:

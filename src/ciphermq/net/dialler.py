@@ -53,7 +53,7 @@ async def dial(
     scheme, where = parse_road(url)
     options = options or LinkOptions()
     greeting = _Greeting(hello, on_frame, on_lost, on_writable)
-    sock = await _connect(where, options.connect_timeout)
+    sock = await connect_tcp(where, options.connect_timeout)
     name = server_name or where[0]
     if scheme == SCHEME:
         return await _over_tcp(sock, where, context, greeting, name, options)
@@ -103,8 +103,10 @@ async def _over_zmq(
         raise
 
 
-async def _connect(where: HostPort, limit: float) -> socket.socket:
-    """A TCP connection to the first of the host's addresses that answers."""
+async def connect_tcp(where: HostPort, limit: float) -> socket.socket:
+    """A TCP connection to the first of the host's addresses that answers, within `limit` seconds.
+
+    Raises `ConnectFailed` or `HostUnknown`."""
     try:
         async with asyncio.timeout(limit):
             return await _connect_any(where)

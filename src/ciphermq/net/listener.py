@@ -41,15 +41,18 @@ class Listener:
         options: LinkOptions | None = None,
         max_connections: int = limits.MAX_CONNECTIONS,
         max_connections_per_client: int = limits.MAX_CONNECTIONS_PER_CLIENT,
+        check: Callable[[bytes], None] = lambda _: None,
     ) -> None:
         """`sessions`: by the protocol's name in TLS, None for a peer that names none; or a
-        reception shared with other roads, whose bounds then count."""
+        reception shared with other roads, whose bounds and check then count. `check`: see
+        `Reception`."""
         self.where = where
         if not isinstance(sessions, Reception):
             sessions = Reception(
                 sessions,
                 max_connections=max_connections,
                 max_connections_per_client=max_connections_per_client,
+                check=check,
             )
         self.reception = sessions
         self.counters = sessions.counters

@@ -41,13 +41,17 @@ class Reception:
         *,
         max_connections: int = limits.MAX_CONNECTIONS,
         max_connections_per_client: int = limits.MAX_CONNECTIONS_PER_CLIENT,
+        check: Callable[[bytes], None] = lambda _: None,
     ) -> None:
-        """`sessions`: by the protocol's name in TLS; None stands for a peer that names none."""
+        """`sessions`: by the protocol's name in TLS; None stands for a peer that names none.
+
+        `check` is given each client's certificate (DER), and raises `CertificateError`."""
         self.counters = Counters("accepted", "refused", "tls_failed", "accept_pauses")
         self.max_connections = max_connections
         self.handshaking = 0
         """Connections that are in their handshake, on all roads."""
         self._sessions = sessions
+        self._check = check
         self._most_per_client = max_connections_per_client
         self._clients: dict[Conduit, str] = {}
         self._per_client: Counter[str] = Counter()
@@ -72,7 +76,8 @@ class Reception:
     def failed(self, peer: str, error: CipherMQError) -> None:
         """A handshake has failed."""
         self.counters.add("tls_failed")
-        self.refused(peer, str(error))
+        self.counters.add("refused")
+        _log.error("TLS handshake failed", peer=peer, reason=str(error))
 
     def refused(self, peer: str, reason: str) -> None:
         """Somebody was not let in."""
@@ -87,6 +92,7 @@ class Reception:
             # Who names no protocol speaks 1.x, if that is let in at all, and 1.x knows no usages.
             required = channel.protocol is not None or None not in self._sessions
             client = client_id_of(channel.peer_certificate, usage_required=required)
+            self._check(channel.peer_certificate)
             start = self._start_of(channel, client)
         except CertificateError as error:
             self._turn_away(channel, AccessRefused(str(error)))

@@ -74,6 +74,25 @@ def client_context(
     return context
 
 
+def onex_client_context(
+    *, certificate: Path, key: Path, authority: Path, check_name: bool, only_1_2: bool = False
+) -> ssl.SSLContext:
+    """The context of a client of CipherMQ 1.x: TLS 1.2 or 1.3, the server's authority checked
+    always, its name where `check_name` says so, revocation not: 1.x has none.
+
+    Raises as `server_context` does.
+    """
+    context = _context(ssl.PROTOCOL_TLS_CLIENT, authority, None, ())
+    context.check_hostname = check_name
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if only_1_2:
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(_TLS_1_2_CIPHERS)
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    _load_own(context, certificate, key, None)
+    return context
+
+
 def _allow_1_2(context: ssl.SSLContext) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_TLS_1_2_CIPHERS)

@@ -68,6 +68,41 @@ def client_id_of(certificate: x509.Certificate | bytes, *, usage_required: bool 
     return name
 
 
+def check_not_server(certificate: bytes, server: x509.Certificate) -> None:
+    """`CertificateError` for a client's `certificate` (DER) that is `server`'s own, or that names
+    its host.
+
+    Certificates of CipherMQ 1.x name no usage, so whoever has the server's could be its client
+    ``localhost``; and a client that may call itself by the server's name could be it to others."""
+    try:
+        presented = load(certificate)
+        same_key = presented.public_key() == server.public_key()
+        shared = sorted(_hosts(presented) & _hosts(server))
+    except UNREADABLE as error:
+        raise CertificateError(f"the certificate can't be read: {error}") from error
+    if same_key:
+        raise CertificateError("the certificate is of the server's own key, which is no client's")
+    if shared:
+        raise CertificateError(
+            f"the certificate names {shared[0]!r}, which is this server: no client may be called so"
+        )
+
+
+def _hosts(certificate: x509.Certificate) -> set[str]:
+    """All that the certificate's holder may call itself as a host."""
+    found = {
+        str(name.value).lower()
+        for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    }
+    try:
+        others = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return found
+    found.update(name.lower() for name in others.get_values_for_type(x509.DNSName))
+    found.update(map(str, others.get_values_for_type(x509.IPAddress)))
+    return found
+
+
 def may_sign(certificate: x509.Certificate) -> bool:
     """Whether the certificate's key may sign batches and key records."""
     try:

@@ -11,7 +11,7 @@ import msgspec
 from ciphermq import limits
 from ciphermq.engines.face import Peeked
 from ciphermq.errors import BadRequest
-from ciphermq.model import bitmap
+from ciphermq.model import bitmap, onex
 from ciphermq.model.ids import is_batch_id
 from ciphermq.model.topology import QueueInfo
 from ciphermq.server.access import BROKER, Kind, Thing, Verb
@@ -116,10 +116,15 @@ async def status(services: Services, client: str, frame: Status) -> dict[str, Ro
 
 
 async def trace(services: Services, client: str, frame: Trace) -> Row | None:
-    """What became of a batch; None if it is unknown, or none of the client's business."""
-    if not is_batch_id(frame.batch_id):
+    """What became of a batch, or of a 1.x message; None if it is unknown, or none of the client's
+    business."""
+    row: Row | None
+    if frame.message_id and onex.is_message_id(frame.message_id):
+        row = await services.catalog.trace_message(frame.message_id)
+    elif is_batch_id(frame.batch_id):
+        row = await services.catalog.trace(frame.batch_id)
+    else:
         raise BadRequest(f"{frame.batch_id[:16].hex()!r} is no batch id")
-    row = await services.catalog.trace(frame.batch_id)
     if row is None:
         return None
     batch = Thing(Kind.BATCH, owner=str(row["client"]))

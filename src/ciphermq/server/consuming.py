@@ -24,6 +24,7 @@ from ciphermq.server.access import Verb
 from ciphermq.server.confirms import Confirms
 from ciphermq.server.outcomes import failure, follow
 from ciphermq.server.services import Services
+from ciphermq.telemetry.traffic import BatchAcknowledged, BatchDelivered, Note
 from ciphermq.wire.cmq2.frames import (
     AckFrame,
     Cancel,
@@ -44,6 +45,7 @@ class Held(NamedTuple):
 
     consumer: int
     bits: Bitmap
+    batch_id: bytes
 
 
 class Consumer(NamedTuple):
@@ -111,8 +113,9 @@ class Consuming:
             self._early[consumer].append(delivery)
             return
         dead = delivery.dead
-        self._held[delivery.tag] = Held(consumer, delivery.live)
+        self._held[delivery.tag] = Held(consumer, delivery.live, delivery.batch_id)
         self._services.counters.add("deliveries")
+        self._note(BatchDelivered, delivery.batch_id, delivery.live, delivery.queue)
         self._link.send(
             DeliverFrame(
                 consumer,
@@ -233,9 +236,9 @@ class Consuming:
         self._services.counters.add("acks")
         self._confirms.open(frame.number)
         bits = _bits(frame.bitmap)
-        self._let_go(frame.tag, bits)
+        held = self._let_go(frame.tag, bits)
         outcome = self._services.engine.ack(self, frame.tag, bits)
-        follow(outcome, partial(self._acked, frame.number))
+        follow(outcome, partial(self._acked, frame.number, held))
 
     def nack(self, frame: Nack) -> Awaitable[None]:
         """One NACK; what is returned ends when it is durable."""
@@ -251,25 +254,34 @@ class Consuming:
             detail=frame.detail,
         )
 
-    def _acked(self, number: int, outcome: asyncio.Future[None]) -> None:
+    def _acked(self, number: int, settled: Held | None, outcome: asyncio.Future[None]) -> None:
         error = failure(outcome)
         if error is None:
+            if settled is not None:
+                self._note(BatchAcknowledged, settled.batch_id, settled.bits)
             self._confirms.settle(number)
         else:
             self._on_broken(error)
 
-    def _let_go(self, tag: int, bits: Bitmap | None) -> None:
-        """The client has settled these messages of a delivery; None: all of them."""
+    def _let_go(self, tag: int, bits: Bitmap | None) -> Held | None:
+        """The client has settled these messages of a delivery (None: all of them): those that it
+        had not settled before."""
         held = self._held.get(tag)
         if held is None:
-            return
+            return None
         left = 0 if bits is None else held.bits & ~bits
         if left:
-            self._held[tag] = Held(held.consumer, left)
-            return
-        del self._held[tag]
-        if self._full and len(self._held) < limits.MAX_HELD_BATCHES:
-            self.resume()
+            self._held[tag] = held._replace(bits=left)
+        else:
+            del self._held[tag]
+            if self._full and len(self._held) < limits.MAX_HELD_BATCHES:
+                self.resume()
+        return held._replace(bits=held.bits & ~left)
+
+    def _note(self, kind: type[Note], batch_id: bytes, bits: Bitmap, *queue: str) -> None:
+        traffic = self._services.traffic
+        if traffic.wanted:
+            traffic.note(kind, batch_id.hex(), self._client, *queue, bits.bit_count())
 
 
 def _bits(data: bytes) -> Bitmap | None:

@@ -24,6 +24,9 @@ from ciphermq.errors import (
 from ciphermq.model.ids import is_client_id
 from ciphermq.model.topology import QueueSpec
 from ciphermq.pki.verify import ChainVerifier
+from ciphermq.telemetry import get_logger
+
+_log = get_logger("server")
 
 
 class KeyDirectory:
@@ -74,6 +77,7 @@ class KeyDirectory:
             await self._catalog.put_key(client, verified.version, record)
         except KeyRecordRolledBack as error:
             raise PreconditionFailed(f"the key record was not accepted: {error}") from error
+        _log.info("key registered", client=client, version=verified.version)
 
     async def registered(self, client: str) -> bool:
         """Whether a client of that name has ever registered a key, so that others seal for it."""

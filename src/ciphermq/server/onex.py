@@ -41,6 +41,7 @@ from ciphermq.server.outcomes import as_refusal, failure, follow
 from ciphermq.server.publishing import note_message
 from ciphermq.server.services import Services
 from ciphermq.telemetry import get_logger
+from ciphermq.telemetry.traffic import MessageAcknowledged
 from ciphermq.wire.cmq2 import frames
 from ciphermq.wire.lines import speech
 from ciphermq.wire.lines.speech import Command, Failed, Reply, Said, Wrong
@@ -266,8 +267,8 @@ class OnexSession:
             self._return(answer, self._failed(error, named))
             return
         self._services.counters.add("publishes_confirmed")
-        if not outcome.result().duplicate:
-            note_message(self._services, self.client, header, message_id)
+        again = outcome.result().duplicate
+        note_message(self._services, self.client, header, message_id, again=again)
         self._answers.settle(answer, speech.Stored(message_id))
 
     def _return(self, answer: Answer, reply: Reply) -> None:
@@ -299,6 +300,7 @@ class OnexSession:
     def _acked(self, answer: Answer, message_id: str, outcome: asyncio.Future[None]) -> None:
         error = failure(outcome)
         if error is None:
+            self._services.traffic.note(MessageAcknowledged, message_id, self.client)
             self._answers.settle(answer, speech.Acknowledged(message_id))
         else:
             self._broken(error)

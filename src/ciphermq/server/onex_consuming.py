@@ -22,6 +22,7 @@ from ciphermq.server.consuming import Consumer
 from ciphermq.server.outcomes import disregard, follow
 from ciphermq.server.services import Services
 from ciphermq.telemetry import get_logger
+from ciphermq.telemetry.traffic import MessageDelivered
 from ciphermq.wire.lines.speech import Message, Said
 
 _log = get_logger("server")
@@ -35,6 +36,8 @@ class Kept(NamedTuple):
     """0: it was fetched."""
     costs: bool
     """Whether it used up some of its consumer's credit."""
+    what: tuple[str, str, int]
+    """Which of the messages with its id: its queue, its sender, when it was published."""
 
 
 class OnexConsuming:
@@ -49,6 +52,8 @@ class OnexConsuming:
         self._client = client
         self._on_broken = on_broken
         self._held: dict[str, list[Kept]] = {}
+        self._count = 0
+        self._full = False
         self._ended = False
         self.consumers: dict[int, Consumer] = {}
         self.stopping = False
@@ -57,7 +62,7 @@ class OnexConsuming:
     @property
     def held(self) -> int:
         """Messages in the client's hands."""
-        return len(self._held)
+        return self._count
 
     # --- what the engine sees ---------------------------------------------------------------
 
@@ -68,8 +73,16 @@ class OnexConsuming:
 
     @property
     def writable(self) -> bool:
-        """Whether the client reads what it is given. What it may have unacked, its credit says."""
-        return self._link.writable and not (self.stopping or self._ended)
+        """Whether the client reads what it is given. What it may have unacked, its credit says;
+        but for redeliveries, which cost none and yet have a bound."""
+        if self._count >= limits.MAX_HELD_BATCHES and not self._full:
+            self._full = True
+            _log.warning(
+                "a 1.x client acks nothing: it is given no more on this connection",
+                client=self._client,
+                held=self._count,
+            )
+        return self._link.writable and not (self._full or self.stopping or self._ended)
 
     def deliver(self, delivery: Delivery) -> None:
         """Push one message."""
@@ -94,6 +107,7 @@ class OnexConsuming:
         self._ended = True
         self.consumers.clear()
         self._held.clear()
+        self._count = 0
         self._services.engine.release(self)
 
     def _message(self, delivery: Delivery) -> Message | None:
@@ -109,11 +123,25 @@ class OnexConsuming:
             follow(outcome, disregard)
             return None
         self._services.counters.add("deliveries")
-        kept = Kept(
-            delivery.tag, delivery.consumer, bool(delivery.consumer) and not delivery.redelivered
+        self._keep(found.message_id, delivery)
+        self._services.traffic.note(
+            MessageDelivered, found.message_id, self._client, delivery.queue
         )
-        self._held.setdefault(found.message_id, []).append(kept)
         return Message(found.message_id, found.text)
+
+    def _keep(self, message_id: str, delivery: Delivery) -> None:
+        """Note it. What was taken out of the client's hands to be given again, at its sender's
+        wish, is the same delivery still: else each such wish would add one, and have no bound."""
+        costs = bool(delivery.consumer) and not delivery.redelivered
+        what = (delivery.queue, delivery.sender, delivery.published_ms)
+        kept = Kept(delivery.tag, delivery.consumer, costs, what)
+        mine = self._held.setdefault(message_id, [])
+        for at, each in enumerate(mine):
+            if each.what == what:
+                mine[at] = kept if costs else each._replace(tag=kept.tag)
+                return
+        mine.append(kept)
+        self._count += 1
 
     # --- what the client says ---------------------------------------------------------------
 
@@ -138,6 +166,10 @@ class OnexConsuming:
         services.access.require(self._client, Verb.CONSUME, services.queue(queue))
         if self.stopping:
             raise Unavailable("the broker is stopping")
+        if self._count >= limits.MAX_HELD_BATCHES:
+            raise ResourceLimit(
+                f"this connection has {limits.MAX_HELD_BATCHES} messages without an ack"
+            )
         while deliveries := await services.engine.fetch(
             queue, client=self._client, owner=self, messages=1, onex=True
         ):
@@ -148,14 +180,19 @@ class OnexConsuming:
         return Said.NO_MESSAGES
 
     def ack(self, message_id: str) -> asyncio.Future[None] | None:
-        """All that the client holds with this id is done with, once the future is; None: it holds
-        nothing of it, any more."""
+        """All that this connection holds with this id is done with, once the future is; None: it
+        holds nothing of it, any more. What others hold with the same id stays theirs."""
         engine, last = self._services.engine, None
-        for kept in self._held.pop(message_id, ()):
+        found = self._held.pop(message_id, ())
+        self._count -= len(found)
+        for kept in found:
             if last is not None:
                 follow(last, disregard)
             self._services.counters.add("acks")
             last = asyncio.ensure_future(engine.ack(self, kept.tag, None))
             if kept.costs:
                 engine.add_credit(kept.consumer, 1)
+        if self._full and self._count < limits.MAX_HELD_BATCHES:
+            self._full = False
+            self.resume()
         return last

@@ -31,6 +31,7 @@ from ciphermq.server.confirms import Confirms
 from ciphermq.server.flow import Brake
 from ciphermq.server.outcomes import failure, follow
 from ciphermq.server.services import Services
+from ciphermq.telemetry.traffic import BatchPublished, MessagePublished
 from ciphermq.wire.cmq2.frames import ConfirmKind, PublishFrame, Return, Sealed
 
 _SKEW_MS: Final = limits.CLOCK_SKEW * 1000
@@ -167,11 +168,18 @@ class Publishing:
         services = self._services
         services.counters.add("publishes_confirmed")
         self._confirms.settle(seq)
-        if duplicate:
-            return
         if onex.is_onex(sealed):
-            note_message(services, self._client, header, onex.parse(sealed).message_id)
-        else:
+            message_id = onex.parse(sealed).message_id
+            note_message(services, self._client, header, message_id, again=duplicate)
+        elif not duplicate:
+            services.traffic.note(
+                BatchPublished,
+                header.batch_id.hex(),
+                self._client,
+                header.exchange,
+                header.routing_key,
+                header.count,
+            )
             services.catalog.note_published(
                 Publication(
                     header.batch_id,
@@ -192,8 +200,17 @@ class Publishing:
         self._confirms.settle(seq, confirmed=False)
 
 
-def note_message(services: Services, client: str, header: Header, message_id: str) -> None:
-    """A message of 1.x was stored, and not before."""
+def note_message(
+    services: Services, client: str, header: Header, message_id: str, *, again: bool
+) -> None:
+    """A message of 1.x was stored; or `again`, before this. Then a broker that was killed may have
+    had no time to note it."""
+    if not again:
+        services.traffic.note(
+            MessagePublished, message_id, client, header.exchange, header.routing_key
+        )
     services.catalog.note_message(
-        OnexPublication(message_id, client, header.exchange, header.routing_key, services.now_ms())
+        OnexPublication(
+            message_id, client, header.exchange, header.routing_key, services.now_ms(), again
+        )
     )

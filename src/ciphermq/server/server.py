@@ -29,6 +29,7 @@ from ciphermq.server.services import Services
 from ciphermq.server.session import Session
 from ciphermq.settings import ServerSettings
 from ciphermq.telemetry import get_logger
+from ciphermq.telemetry.traffic import Traffic
 from ciphermq.version import __version__
 
 _STOPPING: Final = "the broker is stopping"
@@ -57,10 +58,11 @@ class Server:
         options: LinkOptions | None = None,
         now_ms: Callable[[], int] = _wall_clock_ms,
         log_stats: Callable[[], Mapping[str, int]] | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         """Reads the certificates; raises `IdentityError` or `ConfigError` naming what is wrong.
 
-        `log_stats`: the logs' counters, for the status.
+        `log_stats`: the logs' counters, for the status; `traffic`: their ear for messages.
         """
         self._settings = settings
         self._engine = engine
@@ -81,11 +83,13 @@ class Server:
             status=self.status,
             max_publish_window=settings.limits.max_publish_window,
             one_x=settings.one_x.enabled,
+            traffic=traffic or Traffic(),
         )
         self.reception = Reception(
             self._protocols(),
             max_connections=settings.server.max_connections,
             max_connections_per_client=settings.server.max_connections_per_client,
+            check=self._trust.check_client,
         )
         context, address_zmq = self._trust.context, settings.server.zmq_address
         self.listener = Listener(settings.server.address, context, self.reception, options=options)

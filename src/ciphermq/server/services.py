@@ -13,6 +13,7 @@ from ciphermq.server.access import DEFAULT_EXCHANGE, Access, Kind, Thing
 from ciphermq.server.flow import Flow
 from ciphermq.server.keys import KeyDirectory
 from ciphermq.telemetry import Counters
+from ciphermq.telemetry.traffic import Traffic
 
 if TYPE_CHECKING:
     from ciphermq.server.onex import OnexSession
@@ -38,6 +39,8 @@ class Services:
             "publishes", "publishes_confirmed", "publishes_returned", "deliveries", "acks", "nacks"
         )
     )
+    traffic: Traffic = field(default_factory=Traffic)
+    """Where each message that passes is noted, for the logs."""
     sessions: set[Session | OnexSession] = field(default_factory=set)
 
     def queue(self, name: str) -> Thing:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ciphermq.errors import ConfigError, IdentityError, RevocationListStale
 from ciphermq.net import tls
-from ciphermq.pki import authority, dates
+from ciphermq.pki import authority, dates, names
 from ciphermq.pki.names import UNREADABLE
 from ciphermq.pki.verify import ChainVerifier
 from ciphermq.settings import TlsSection
@@ -26,6 +26,10 @@ class Trust(NamedTuple):
     context: ssl.SSLContext
     verifier: ChainVerifier
     certificate: x509.Certificate
+
+    def check_client(self, certificate: bytes) -> None:
+        """`CertificateError` for one (DER) that is this server's, and no client's."""
+        names.check_not_server(certificate, self.certificate)
 
     def warnings(self, now_ms: int) -> list[str]:
         """What ends soon, in words for the operator."""

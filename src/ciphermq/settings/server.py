@@ -163,6 +163,11 @@ class LoggingSection(Section):
         default=5, ge=0, le=1000, description="rotated files that are kept of each, 0 to 1000"
     )
     console: bool = Field(default=True, description="true or false: text on standard error too")
+    messages: bool = Field(
+        default=True,
+        description="true or false: at level info, a line in the files for each message of 1.x and "
+        "each batch that is published, delivered or acknowledged",
+    )
 
     _absent = field_validator(
         "directory", "info_file_path", "debug_file_path", "error_file_path", mode="before"

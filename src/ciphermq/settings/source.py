@@ -38,8 +38,10 @@ _SECRET_SECTIONS: Final = frozenset({"database", "encryption"})
 _LONGEST_SHOWN: Final = 80
 
 
-def load_server_settings(path: Path) -> ServerSettings:
-    """The configuration in `path` with the environment's overrides; `ConfigError` if wrong."""
+def load_server_settings(path: Path, *, secrets: bool = True) -> ServerSettings:
+    """The configuration in `path` with the environment's overrides; `ConfigError` if wrong.
+
+    Without `secrets` the files that hold some need not be there: a restore puts them there."""
     path = path.absolute()
     text = _read(path)
     values = _parse(path, text)
@@ -54,7 +56,8 @@ def load_server_settings(path: Path) -> ServerSettings:
     except SettingsError as error:
         raise ConfigError(f"the environment's {ENVIRONMENT_PREFIX} settings: {error}") from None
     settings = _with_absolute_paths(settings, path.parent)
-    _check_secrets(settings, path)
+    if secrets:
+        _check_secrets(settings, path)
     return settings
 
 

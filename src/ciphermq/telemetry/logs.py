@@ -6,19 +6,18 @@ and admitted in the log itself, and never the broker's time.
 
 Files, in the configured directory or where each is configured to be, rotated by size and by time::
 
-    info.log    everything from the configured level on, but debug
+    info.log    everything from the configured level on, but debug; each message that passes
     error.log   errors
     debug.log   everything; written only at level ``debug``
 
-A line is one JSON object: ``timestamp`` (RFC 3339, UTC), ``level``, ``logger``, ``message``, the
-event's fields and, for an unforeseen error, ``exception``.
+A line is one JSON object: ``timestamp`` (RFC 3339, UTC), ``level`` (``INFO``), ``logger``,
+``message``, the event's fields and, for an unforeseen error, ``exception``.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
@@ -30,10 +29,12 @@ from ciphermq import limits
 from ciphermq.errors import ConfigError
 from ciphermq.settings import LoggingSection
 from ciphermq.telemetry.logger import RECORD_FIELDS, ROOT
+from ciphermq.telemetry.traffic import Note, Traffic, escape, lines
 
-_NOT_IN_A_LINE: Final = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-"""What JSON may hold as it is, although it ends lines (to some readers), steers terminals, or shows
-text in another order than it stands in."""
+_NOTES: Final = "ciphermq_notes"
+"""Attribute of a `logging.LogRecord` that stands for many lines about messages."""
+_TEXT: Final = "ciphermq_text"
+"""And of one that was made text."""
 
 _PERIODS: Final = {"never": 0, "hourly": 3600, "daily": 86_400}
 _RESERVED: Final = frozenset({"timestamp", "level", "logger", "message", "exception"})
@@ -43,10 +44,19 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
+        # A rotating file asks twice, once for the size alone; and there may be two files.
+        text: str | None = getattr(record, _TEXT, None)
+        if text is None:
+            notes: list[Note] | None = getattr(record, _NOTES, None)
+            text = self._line(record) if notes is None else lines(notes)
+            record.__dict__[_TEXT] = text
+        return text
+
+    def _line(self, record: logging.LogRecord) -> str:
         message, fields = _parts(record)
         line: dict[str, object] = {
             "timestamp": _timestamp(record),
-            "level": record.levelname.lower(),
+            "level": record.levelname,
             "logger": record.name,
             "message": message,
         }
@@ -54,8 +64,7 @@ class JsonFormatter(logging.Formatter):
         line.update({f"{key}_" if key in _RESERVED else key: fields[key] for key in fields})
         if record.exc_text:
             line["exception"] = record.exc_text
-        text = json.dumps(line, ensure_ascii=False, default=str)
-        return _NOT_IN_A_LINE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+        return escape(json.dumps(line, ensure_ascii=False, default=str))
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -98,6 +107,9 @@ class _BoundedQueueHandler(QueueHandler):
         super().__init__(target)
         self.dropped = 0
         self._admitted = 0
+        self._notes_put = 0
+        self.notes_written = 0
+        """Of those that were put; counted by the thread that writes."""
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         # The traceback is made text here: held as an object it would keep every frame's locals,
@@ -112,6 +124,24 @@ class _BoundedQueueHandler(QueueHandler):
             self.admit()
         else:
             self.dropped += 1
+
+    def put_notes(self, notes: list[Note]) -> None:
+        """Lines about messages, in one record: at most `limits.LOG_NOTES` of them wait."""
+        if self.notes_waiting + len(notes) > limits.LOG_NOTES:
+            self.dropped += len(notes)
+            return
+        record = logging.LogRecord(f"{ROOT}.server", logging.INFO, __file__, 0, "", None, None)
+        record.__dict__[_NOTES] = notes
+        if self._offer(record):
+            self._notes_put += len(notes)
+            self.admit()
+        else:
+            self.dropped += len(notes)
+
+    @property
+    def notes_waiting(self) -> int:
+        """How many lines about messages wait."""
+        return self._notes_put - self.notes_written
 
     def admit(self) -> None:
         """Say in the log how many lines there was no room for, once there is room again."""
@@ -166,6 +196,12 @@ class _Listener(QueueListener):
     """Writes what is on the queue."""
 
     queue: Queue[logging.LogRecord | None]
+    front: _BoundedQueueHandler
+
+    def handle(self, record: logging.LogRecord) -> None:
+        """Write one record, and count what it stood for."""
+        super().handle(record)
+        self.front.notes_written += len(getattr(record, _NOTES, ()))
 
     def enqueue_sentinel(self) -> None:
         # The end stands in line too: with a slow disk there may be no room for it at first.
@@ -175,10 +211,15 @@ class _Listener(QueueListener):
 class Logging:
     """Running logs; made by `start_logging`, ended by `stop`."""
 
-    def __init__(self, level: int, handlers: list[logging.Handler]) -> None:
+    def __init__(
+        self, level: int, handlers: list[logging.Handler], *, traffic: bool = False
+    ) -> None:
         self._handlers = handlers
         self._front = _BoundedQueueHandler(Queue(limits.LOG_QUEUE))
         self._listener = _Listener(self._front.queue, *handlers, respect_handler_level=True)
+        self._listener.front = self._front
+        self.traffic = Traffic(self._front.put_notes if traffic else None)
+        """Where the server notes each message that passes."""
         self._root = logging.getLogger(ROOT)
         self._former = (self._root.level, self._root.propagate)
         self._root.setLevel(level)
@@ -197,13 +238,14 @@ class Logging:
         return {
             "lines_dropped": self.dropped,
             "write_failures": sum(handler.failures for handler in files),
-            "lines_waiting": self._front.queue.qsize(),
+            "lines_waiting": self._front.queue.qsize() + self._front.notes_waiting,
         }
 
     def stop(self) -> None:
         """Write what waits, close the files, leave the loggers as they were. May be repeated."""
         if self._front not in self._root.handlers:
             return
+        self.traffic.flush()
         self._front.admit()
         self._root.removeHandler(self._front)
         self._listener.stop()
@@ -220,9 +262,10 @@ def start_logging(settings: LoggingSection, *, console: TextIO | None = None) ->
     """
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     handlers = _files(settings, level)
+    traffic = settings.messages and any(handler.level <= logging.INFO for handler in handlers)
     if settings.console:
         handlers.append(_console(console if console is not None else sys.stderr))
-    return Logging(level, handlers)
+    return Logging(level, handlers, traffic=traffic)
 
 
 def _files(settings: LoggingSection, level: int) -> list[logging.Handler]:
@@ -257,4 +300,6 @@ def _files(settings: LoggingSection, level: int) -> list[logging.Handler]:
 def _console(stream: TextIO) -> logging.Handler:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(ConsoleFormatter())
+    # Nobody can read so many lines, and a terminal would hold up the files.
+    handler.addFilter(lambda record: not hasattr(record, _NOTES))
     return handler

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+
 from ciphermq.client import onexpeers
 from ciphermq.client.payload import Payload
-from ciphermq.client.sync.loop import Loop
+from ciphermq.client.sync.loop import Loop, result_of
 
 
 class OnexPeers:
@@ -30,3 +32,13 @@ class OnexPeers:
         return self._loop.run(
             self._peers.send(to, payload, exchange=exchange, routing_key=routing_key)
         )
+
+    def post(
+        self, to: str, payload: Payload, *, exchange: str = "", routing_key: str | None = None
+    ) -> concurrent.futures.Future[str]:
+        """`send` in two halves: waits only until there is room for the message, and gives a
+        future of its 1.x id."""
+        answer = self._loop.run(
+            self._peers.post(to, payload, exchange=exchange, routing_key=routing_key)
+        )
+        return self._loop.start(result_of(answer))

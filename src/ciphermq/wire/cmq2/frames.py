@@ -290,11 +290,13 @@ class Status(Packed, frozen=True):
 
 
 class Trace(Packed, frozen=True):
-    """OK: a map of the batch's metadata, or None."""
+    """OK: a map of the batch's metadata, or of the 1.x message's, or None."""
 
     TYPE: ClassVar = FrameType.TRACE
     request: int
-    batch_id: bytes
+    batch_id: bytes = b""
+    message_id: str = ""
+    """A 1.x message's own id, instead of a batch's."""
 
 
 class KeyPut(Packed, frozen=True):
