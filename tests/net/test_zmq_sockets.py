@@ -183,6 +183,19 @@ def test_a_message_goes_out_though_nothing_else_is_called(echo, dealer) -> None:
     assert [parts for _, parts in end.heard] == [[b"%d" % number] for number in range(5)]
 
 
+def test_what_was_sent_goes_before_the_socket_closes(echo, certificates: Certificates) -> None:
+    end = echo()
+    with TlsDealer(client(certificates), server_name="localhost") as alice:
+        alice.connect(end.address)
+        for number in range(3):
+            alice.send(b"%d" % number)
+    assert alice.sessions == 1
+    deadline = time.monotonic() + SOON
+    while len(end.heard) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [parts for _, parts in end.heard] == [[b"0"], [b"1"], [b"2"]]
+
+
 @pytest.mark.parametrize("parts", [[], ["text"], [7], [b"x"] * 5000])
 def test_what_is_no_message(echo, dealer, parts: list[Any]) -> None:
     alice = dealer(echo().address)

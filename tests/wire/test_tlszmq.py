@@ -18,6 +18,7 @@ from ciphermq.errors import (
     FrameTooLarge,
     MalformedFrame,
     RemoteProtocolError,
+    TlsFailed,
     UnknownFrame,
     UsageError,
 )
@@ -272,6 +273,52 @@ def test_every_fault_of_the_network_is_noticed(certificates: Certificates) -> No
             assert errors > 0, fault
             assert 0 < len(found) < sent, fault
         assert net.router.sessions <= 2
+
+
+def test_who_ignores_the_window_is_cut_off(certificates: Certificates) -> None:
+    net = Network(certificates)
+    net.dealer.send([b"first"])
+    net.settle()
+    session = net.dealer._current.session  # type: ignore[union-attr]
+    sent = 0
+    while net.router.sessions:
+        session.write(codec.small([[bytes(60_000)]]))
+        message = session.message()
+        assert message is not None
+        net.router.receive([b"id", *map(bytes, message)], net.now)
+        sent += 60_000
+        assert sent < 3 * limits.ZMQ_WINDOW
+    assert "more than its window allows" in str(net.ends[0][1])
+
+
+def test_an_end_in_order_is_told_once(certificates: Certificates) -> None:
+    net = Network(certificates)
+    net.dealer.send([b"one"])
+    net.settle()
+    net.to_dealer.extend([[bytes(each) for each in frames[1:]] for frames in net.router.close()])
+    net.settle()
+    with pytest.raises(ConnectionLost, match="ended this session"):
+        net.dealer.raise_error()
+    net.dealer.raise_error()
+    assert net.dealer.sessions == 1  # the next begins only when something is to be sent
+
+
+def test_a_session_that_fails_is_not_begun_again_before_it_was_told(
+    certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    net = Network(certificates)
+    strangers = Certificates(tmp_path_factory.mktemp("strangers"))
+    net.dealer._context = strangers.client("mallory", protocols=(ALPN,))
+    net.dealer.open()
+    net.settle()
+    for _ in range(5):
+        net.now += 10
+        net.settle()
+    assert net.dealer.sessions == 1
+    with pytest.raises(TlsFailed):
+        net.dealer.raise_error()
+    net.settle()
+    assert net.dealer.sessions == 2
 
 
 def test_an_unknown_session_is_reset_at_once(certificates: Certificates) -> None:

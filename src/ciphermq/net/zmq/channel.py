@@ -61,7 +61,7 @@ class ZmqChannel(Conduit):
         self._written = 0
         self._full = False
         self._stuck: deque[list[Buffer]] = deque()
-        self._held: deque[tuple[Head, Sequence[Buffer]]] = deque()
+        self._held: deque[Sequence[Buffer]] = deque()
         self._deferred = False
         self._reading = True
         self._closing = False
@@ -143,12 +143,12 @@ class ZmqChannel(Conduit):
             self._lost(self.session.error)
             return
         try:
-            fresh = self.session.accept(head, now)
+            fresh = self.session.accept(head, sum(map(len, body)), now)
         except TransportError as error:
             self._lost(error)
             return
         if fresh:
-            self._held.append((head, body))
+            self._held.append(body)
             if not self._deferred:
                 self._take_held()
         self._flow()
@@ -171,10 +171,10 @@ class ZmqChannel(Conduit):
         self._deferred = False
         try:
             while self._held and self._reading and not self._deaf:
-                _, body = self._held.popleft()
+                body = self._held.popleft()
                 for data in body:
                     self._take_in(data)
-                self.session.take_one()
+                self.session.take_one(sum(map(len, body)))
         except ssl.SSLError as error:
             self._explain(error)
             self._write_alert()

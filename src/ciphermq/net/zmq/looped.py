@@ -77,7 +77,18 @@ class _Looped:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is None:
+            await self.drain()
         self.close()
+
+    async def drain(self) -> None:
+        """Wait until what was sent has gone to ZeroMQ, for two seconds at most: a session may have
+        to begin first, or a window to open. At the end of an ``async with`` by itself."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.LINGER):
+                self._push()
+                while self._end.pending() and not self._closed:
+                    await self._change()
 
     # --- the socket -----------------------------------------------------------------------------
 
@@ -118,7 +129,8 @@ class _Looped:
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(limits.ZMQ_TICK, self._tick)
         self._look()
-        self._end.tick()
+        if self._comes_in():  # else the silence is our own
+            self._end.tick()
         self._push()
         self._wake()
 

@@ -65,13 +65,18 @@ class _Plain:
         with self._lock:
             self._push_on()
 
-    def close(self) -> None:
-        """Send what waits, as far as it can be sent at once, say good-bye, and close the socket;
-        ZeroMQ goes on sending for as long as its LINGER says. Idempotent."""
+    def close(self, timeout: float = limits.LINGER) -> None:
+        """Send what waits, for so many seconds at most (a session may have to begin first, or a
+        window to open), say good-bye, and close the socket; ZeroMQ goes on sending for as long as
+        its LINGER says. Idempotent."""
         with self._lock:
             if self._closed.is_set():
                 return
             self._closed.set()
+            with contextlib.suppress(WaitTimeout, zmq.ZMQError):
+                deadline = time.monotonic() + timeout
+                while self._end.pending():
+                    self._step(deadline, "what was sent did not go")
             with contextlib.suppress(zmq.ZMQError):
                 self._push()
                 self._end.say_goodbye()

@@ -19,6 +19,7 @@ from ciphermq.errors import (
     ConnectionLost,
     ProtocolNotOffered,
     RemoteProtocolError,
+    TlsFailed,
     TransportError,
     UsageError,
     WaitTimeout,
@@ -119,8 +120,10 @@ class DealerMachine:
                 raise UsageError("a REQ socket has to receive its answer before it sends again")
             if self._kind is Kind.BARE and len(parts) != 1:
                 raise UsageError("the bare protocol has no parts: a message is one part")
+            self.waiting.put(parts)
             self._expecting = True
-        self.waiting.put(parts)
+        else:
+            self.waiting.put(parts)
 
     def open(self) -> None:
         """See that there is a session, though nothing is to be sent."""
@@ -171,9 +174,7 @@ class DealerMachine:
         if self._expecting and self.inbox:
             self._expecting = False
         if session.pump.ended:
-            self._forget(speaker)
-            if speaker is self._current:
-                self._ended(speaker, ConnectionLost(f"{self._who} ended this session"), now)
+            self._ended(speaker, ConnectionLost(f"{self._who} ended this session"), now)
 
     def tick(self, now: float) -> Iterator[list[Buffer]]:
         """Look at the clocks; what is to be sent because of them."""
@@ -197,6 +198,8 @@ class DealerMachine:
             current = None
         if current is None:
             if not (self.waiting.messages or self._wanted) or now < self._not_before:
+                return
+            if self.error is not None:  # the application hears of it before it goes on
                 return
             current = self._current = self._begin(now)
         elif current.session.records >= self._times.tls_records and self._next is None:
@@ -273,11 +276,12 @@ class DealerMachine:
         if self._kind is Kind.DATA:  # the alert that says why; a REQ can't say it
             self._last_words += speaker.outgoing(more=False)
         self._forget(speaker)
-        if self._next is not None and speaker is self._next:
+        if speaker is self._next:
             self._next = None
-        self._back_off(now, speaker.session.established)
+        self._back_off(now, speaker.session.established and not isinstance(error, TlsFailed))
         if mattered:
             self.error = error
+            self._current, self._next = self._next, None
 
     def _back_off(self, now: float, was_good: bool) -> None:
         self._delay = min(max(2 * self._delay, limits.RECONNECT_FIRST), limits.RECONNECT_MOST)
@@ -308,7 +312,8 @@ class DealerMachine:
     def _look_at_silence(self, speaker: Speaker, now: float) -> Iterator[list[Buffer]]:
         session, interval = speaker.session, self._times.keepalive
         silent = now - session.heard
-        if silent > 3 * interval and self._asked > session.heard:
+        asked = self._asked > session.heard and now - self._asked > interval
+        if silent > 3 * interval and asked:
             error = ConnectionLost(f"{self._who} has been silent for {silent:.0f} s")
             self._ended(speaker, error, now)
         elif silent > interval and now - self._asked > interval:

@@ -109,10 +109,10 @@ class Session:
 
     # --- incoming -----------------------------------------------------------------------------
 
-    def accept(self, head: Head, now: float) -> bool:
-        """Take note of a message; whether it has TLS bytes that are new.
+    def accept(self, head: Head, size: int, now: float) -> bool:
+        """Take note of a message with `size` TLS bytes; whether they are new.
 
-        Raises `ConnectionLost` when one before it is missing."""
+        Raises `ConnectionLost` when one before it is missing, or when there is no window for it."""
         self.heard = now
         if head.kind is not Kind.BARE:
             self._acknowledge(head.taken)
@@ -131,6 +131,16 @@ class Session:
                     )
                 )
         self._in += 1
+        self._fresh += size
+        # The peer keeps to the window, or it could have this side hold any amount.
+        most = limits.MAX_ZMQ_MESSAGE if self.strict else limits.ZMQ_WINDOW
+        many = self._in - self._taken > 2 * limits.ZMQ_WINDOW_MESSAGES
+        if many or self._fresh > most + limits.ZMQ_WINDOW:
+            raise self.fail(
+                ConnectionLost(
+                    f"the {self.role.peer.value} at {self.where} sends more than its window allows"
+                )
+            )
         if self.role is Role.SERVER and self.strict:
             self._owed += 1
         return True
@@ -141,7 +151,6 @@ class Session:
 
     def feed(self, data: Buffer) -> None:
         """TLS bytes of the message last accepted. Empty ones are an answer for form's sake."""
-        self._fresh += len(data)
         if len(data):
             self.pump.receive(data)
 
@@ -169,11 +178,11 @@ class Session:
         self._untold += self._fresh
         self._fresh = 0
 
-    def take_one(self) -> None:
-        """One more message is done with: the one last fed."""
+    def take_one(self, size: int) -> None:
+        """One more message is done with, which had `size` TLS bytes."""
         self._taken += 1
-        self._untold += self._fresh
-        self._fresh = 0
+        self._untold += size
+        self._fresh -= size
 
     # --- outgoing -----------------------------------------------------------------------------
 

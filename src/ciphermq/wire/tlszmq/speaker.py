@@ -126,7 +126,7 @@ class Speaker:
     def receive(self, head: Head, body: Sequence[Buffer], now: float) -> list[Parts]:
         """Take a message in; the messages that are whole with it."""
         session = self.session
-        if not session.accept(head, now):
+        if not session.accept(head, sum(map(len, body)), now):
             return []
         found: list[Parts] = []
         for data in body:
