@@ -172,6 +172,8 @@ class Speaker:
             if (message := session.message()) is None:
                 return
             yield message
+            if not (self._pieces or (more and self.waiting.messages)):
+                return
 
     def _encrypt(self, *, more: bool, size: int) -> None:
         session, pieces = self.session, self._pieces
