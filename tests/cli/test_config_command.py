@@ -107,3 +107,11 @@ def test_what_is_shown_is_a_configuration(
     assert run(["config", "show", "--config", str(deployment.config)]) == 0
     deployment.config.write_text(capsys.readouterr().out)
     assert run(["config", "check", "--config", str(deployment.config)]) == 0
+
+
+def test_what_has_no_effect_of_a_file_of_1x(
+    one_x: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_x.write_text(one_x.read_text() + "[acl]\nadmin_cns = ['admin']\n")
+    assert run(["config", "check", "--config", str(one_x)]) == 0
+    assert "[acl] of 1.x has no effect" in capsys.readouterr().out

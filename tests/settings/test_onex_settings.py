@@ -141,6 +141,34 @@ def test_levels_as_1x_spells_them(config: Path, level: str, found: str) -> None:
     assert loaded(config, f"[logging]\nlevel = '{level}'\n").logging.level == found
 
 
+@pytest.mark.parametrize(
+    ("was", "now", "found"),
+    [
+        ('level = "INFO"', 'level = ""', ("info", "daily", 100)),
+        ('level = "INFO"', 'level = "info,tokio=warn"', ("info", "daily", 100)),
+        ('"daily"', '""', ("info", "daily", 100)),
+        ('"daily"', '"weekly"', ("info", "never", 100)),
+        ("mb = 100", "mb = 0", ("info", "daily", 10)),
+        ("mb = 100", "mb = 1000000", ("info", "daily", 10_240)),
+    ],
+)
+def test_what_1x_started_with_starts(
+    config: Path, was: str, now: str, found: tuple[str, str, int]
+) -> None:
+    logging = loaded(config, ONE_X.replace(was, now)).logging
+    assert (logging.level, logging.rotation, logging.max_size_mb) == found
+
+
+def test_sections_of_later_1x_servers_are_said_to_have_no_effect(config: Path) -> None:
+    text = ONE_X + "[acl]\nadmin_cns = ['a']\n[rate_limit]\nenabled = true\n"
+    settings = loaded(config, text)
+    assert [sentence.partition(":")[0] for sentence in settings.left_out] == [
+        "[rate_limit] of 1.x has no effect",
+        "[acl] of 1.x has no effect",
+    ]
+    assert loaded(config, ONE_X).left_out == ()
+
+
 def test_the_environment_goes_before_a_file_of_1x(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +220,16 @@ def test_secrets_are_never_shown(config: Path) -> None:
         ),
         (ONE_X.replace(KEY_TEXT, "aHVudGVyMg=="), "encryption.aes_key has 7 bytes; allowed: 32"),
         ("[encryption]\n", "encryption.aes_key has 0 bytes"),
+        (
+            ONE_X.split("[encryption]", maxsplit=1)[0],
+            "[database] and one_x.enabled are given without encryption.aes_key",
+        ),
+        (
+            "[one_x]\nenabled = true\n[database]\n",
+            "[database] and one_x.enabled are given without encryption.aes_key",
+        ),
+        (ONE_X + "[acls]\n", "there is no section [acls]"),
+        ("[acl]\n", "there is no section [acl]"),
         (ONE_X.replace('password = "h', 'password_path = "x"\npassword = "h'), "both given"),
         (ONE_X.replace('password = "hunter2"', 'password_path = "x"'), "can't be read"),
         (ONE_X.replace('"hunter2"', "2"), "database.password = (not shown): input should be"),

@@ -46,6 +46,8 @@ def check(
             "they want it; every client may do everything, and nobody is revoked. `ciphermq "
             "config show` shows all of it."
         )
+    for sentence in settings.left_out:
+        typer.echo(sentence)
 
 
 def show(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:

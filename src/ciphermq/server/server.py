@@ -122,6 +122,8 @@ class Server:
         engine, catalog = self._engine, self._catalog
         engine.on_failure(self._failed)
         engine.on_event(catalog.note_event)
+        for sentence in self._settings.left_out:
+            _log.warning(sentence)
         if self._settings.access.allow_all:
             _log.warning("every client may do what an administrator may (access.allow_all)")
         await catalog.start()

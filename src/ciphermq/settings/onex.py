@@ -27,6 +27,19 @@ _IMPLIED_BY_KEY: Final = {"storage": {"at_rest_key_path": ""}}
 """Where there is an ``aes_key``, from which the key for the rest is derived."""
 
 
+_NOT_HERE: Final = {
+    "performance": "what bounds queues and connections is in [limits] and [server]",
+    "admin": "administration is `ciphermq` with an identity of [access] administrators",
+    "rate_limit": "rates are not limited; connections are, in [server]",
+    "acl": "who may do what is in [access], and as long as that says nothing everyone may do all",
+}
+"""Sections of later 1.x servers, each optional there, and where its matter is dealt with."""
+
+_ROTATIONS: Final = frozenset({"hourly", "daily", "never"})
+_LEVELS: Final = frozenset({"trace", "debug", "info", "warn", "warning", "error"})
+_LARGEST_LOG_MB: Final = 10_240
+
+
 class OnexSection(Section):
     """``[one_x]``: clients of CipherMQ 1.x."""
 
@@ -58,3 +71,27 @@ def imply(values: dict[str, Any]) -> None:
             if isinstance(section, dict):
                 for key, value in members.items():
                     section.setdefault(key, value)
+    _mend_logging(values.get("logging"))
+
+
+def set_aside(values: dict[str, Any]) -> tuple[str, ...]:
+    """Take out the sections that have no meaning here; a sentence for each that was there.
+
+    A name that 1.x did not have stays in, and is refused as the slip that it is."""
+    found = [name for name in _NOT_HERE if values.pop(name, None) is not None]
+    return tuple(f"[{name}] of 1.x has no effect: {_NOT_HERE[name]}" for name in found)
+
+
+def _mend_logging(section: Any) -> None:
+    """What 1.x started with all the same: nothing for its defaults, and words that it took for
+    `never` and `info`. How large a file may be was read there and not applied."""
+    if not isinstance(section, dict):
+        return
+    rotation, level = section.get("rotation"), section.get("level")
+    if isinstance(rotation, str) and rotation not in _ROTATIONS:
+        section["rotation"] = "never" if rotation else "daily"
+    if isinstance(level, str) and level.lower() not in _LEVELS:
+        section["level"] = "info"
+    size = section.get("max_size_mb")
+    if type(size) is int and size >= 0:
+        section["max_size_mb"] = min(size, _LARGEST_LOG_MB) or 10

@@ -244,6 +244,19 @@ class ServerSettings(BaseSettings):
     database: DatabaseSection | None = None
     encryption: EncryptionSection | None = None
 
+    _left_out: tuple[str, ...] = ()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What a file of 1.x says and has no effect here, a sentence each."""
+        return self._left_out
+
+    def with_left_out(self, sentences: tuple[str, ...]) -> ServerSettings:
+        """The same, which also knows of these."""
+        copy = self.model_copy()
+        copy._left_out = sentences  # noqa: SLF001  (of the same class)
+        return copy
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -45,7 +45,9 @@ def load_server_settings(path: Path, *, secrets: bool = True) -> ServerSettings:
     path = path.absolute()
     text = _read(path)
     values = _parse(path, text)
+    left_out: tuple[str, ...] = ()
     if onex.is_onex_config(values):
+        left_out = onex.set_aside(values)
         onex.imply(values)
     _check_environment(os.environ)
     _resolve_paths(values, path.parent)
@@ -55,7 +57,7 @@ def load_server_settings(path: Path, *, secrets: bool = True) -> ServerSettings:
         raise ConfigError(_explain(error, path, text)) from None
     except SettingsError as error:
         raise ConfigError(f"the environment's {ENVIRONMENT_PREFIX} settings: {error}") from None
-    settings = _with_absolute_paths(settings, path.parent)
+    settings = _with_absolute_paths(settings, path.parent).with_left_out(left_out)
     if secrets:
         _check_secrets(settings, path)
     return settings
@@ -68,6 +70,12 @@ def _check_secrets(settings: ServerSettings, path: Path) -> None:
             settings.database.secret()
         if settings.encryption is not None:
             settings.encryption.key()
+        elif settings.database is not None and settings.one_x.enabled:
+            raise ConfigError(
+                "[database] and one_x.enabled are given without encryption.aes_key: keys of 1.x "
+                "clients are kept as 1.x keeps them, encrypted with it; give the 32 bytes in "
+                "base64 that 1.x had, or new ones as `openssl rand -base64 32` makes them"
+            )
         elif settings.storage.at_rest_key_path is None:
             raise ConfigError(
                 "storage.at_rest_key_path is empty, and there is no encryption.aes_key to derive "
