@@ -117,3 +117,14 @@ def test_cmq2_with_each_catalog(tmp_path: Path) -> None:
         assert each["messages_per_second"] > 0
         assert each["metadata_rows_behind"] >= 0
         assert each["metadata_rows_dropped"] == 0
+
+
+def test_zeromq(tmp_path: Path) -> None:
+    found = bench("zmq", 50, tmp_path)
+    assert [each["bytes"] for each in found["results"]] == [100, 1024, 65_536, 1_048_576]
+    for each in found["results"]:
+        for road in ("plain", "curve", "tls"):
+            for way in ("one_way", "round_trip"):
+                assert each[road][way]["messages_per_second"] > 0
+                assert each[road][way]["p50_ms"] <= each[road][way]["p99_ms"]
+        assert each["tls_over_curve"]["one_way"]["messages_per_second"] > 0

@@ -242,6 +242,66 @@ TLS_RECORDS_BEFORE_RECONNECT: Final = 1 << 23
 """Half of the 2**24.5 records after which AES-GCM's confidentiality bound is reached
 (RFC 8446 section 5.5). Python's ssl has no key update, so the connection is replaced."""
 
+# --- TLS over ZeroMQ --------------------------------------------------------------------------
+
+ZMQ_WINDOW: Final = 8 * MIB
+"""Bytes a session has under way until the peer has taken some: what a fast network holds, and what
+a peer that takes nothing costs."""
+
+ZMQ_WINDOW_MESSAGES: Final = 256
+"""The same in ZeroMQ messages. A ROUTER drops in silence what goes over its high-water mark, which
+is 1000 for a peer by default, so a session stays well below."""
+
+ZMQ_PACKET: Final = 256 * KIB
+"""Bytes of a ZeroMQ message, more or less: several TLS writes, so that the cost of ZeroMQ's own
+queues vanishes beside that of encryption."""
+
+MAX_ZMQ_FRAME: Final = 4 * MIB
+"""What a ZeroMQ socket takes in one frame before it cuts the peer off: an answer to a REQ comes in
+one message however large it is, in frames of 64 KiB."""
+
+MAX_HOPS: Final = 16
+"""Frames of a routing envelope: more devices than that are a loop."""
+
+MAX_PARTS: Final = 4096
+"""Parts of one message: far more than any envelope and payload need."""
+
+MAX_ZMQ_MESSAGE: Final = 64 * MIB
+"""All parts of one message: it is in memory on both sides, whole."""
+
+MAX_ZMQ_WAITING: Final = 8 * MIB
+"""Bytes that wait in a socket for the window to open; above it `send` waits, as ZeroMQ's does at
+its high-water mark."""
+
+ZMQ_COALESCE: Final = 64 * KIB
+"""Small messages that share a TLS write: four full records."""
+
+ZMQ_TAIL_DELAY: Final = 0.001
+"""How long a small message waits at most for others to share its TLS write."""
+
+ZMQ_TAKE: Final = 64
+"""ZeroMQ messages taken in at a time, before the application is given what is in them."""
+
+ZMQ_INBOX: Final = 65_536
+"""Messages that wait for an application on an event loop before its socket is read no more; by
+bytes the windows of its sessions bound them."""
+
+MAX_ZMQ_SESSIONS: Final = 10_000
+"""TLS buffers for each, about 40 kB, and up to 400 kB of one that has carried large messages."""
+
+ZMQ_KEEPALIVE: Final = 20.0
+"""A sign of life after so much silence; three unanswered ones, and the session is lost."""
+
+ZMQ_IDLE: Final = 300.0
+"""A session from which nothing comes for so long is dropped: nobody is there, or it will make a new
+one."""
+
+ZMQ_RETIRE: Final = 60.0
+"""How long a replaced session may go on receiving answers."""
+
+ZMQ_TICK: Final = 0.25
+"""How often a socket looks at its clocks."""
+
 # --- delivery ---------------------------------------------------------------------------------
 
 DEDUP_WINDOW: Final = 600.0

@@ -169,7 +169,7 @@ def test_a_damaged_journal(deployment: Deployment, servers: Servers) -> None:
         ("address", '"nonsense:port"', "line 6: server.address"),
         ("directory", "5", "line"),
         ("level", '"loud"', "logging.level"),
-        ("cert_path", '"missing.crt"', "line 13: tls.cert_path"),
+        ("cert_path", '"missing.crt"', "line 14: tls.cert_path"),
         ("key_path", '"ca.crt"', "ca.crt"),
         ("crl_path", '"server.crt"', "server.crt"),
         (

@@ -8,7 +8,7 @@ import pytest
 
 from ciphermq import limits
 from ciphermq.errors import ConfigError
-from ciphermq.settings import Address, load_server_settings, render_config
+from ciphermq.settings import Address, load_server_settings, render_config, render_settings
 from ciphermq.settings.server import sections
 
 
@@ -81,6 +81,25 @@ def test_addresses(config: Path, text: str, address: Address) -> None:
     found = load_server_settings(config).server.address
     assert found == address
     assert Address(*found) == address
+
+
+def test_zeromq_is_listened_on_only_where_it_is_said(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for text, address in (
+        ("", None),
+        ('[server]\nzmq_address = ""', None),
+        ('[server]\nzmq_address = "0.0.0.0:7444"', Address("0.0.0.0", 7444)),
+    ):
+        config.write_text(text)
+        settings = load_server_settings(config)
+        assert settings.server.zmq_address == address
+        config.write_text(render_settings(settings))
+        assert load_server_settings(config).server.zmq_address == address
+    monkeypatch.setenv("CIPHERMQ_SERVER__ZMQ_ADDRESS", "[::1]:1")
+    assert load_server_settings(config).server.zmq_address == Address("::1", 1)
+    monkeypatch.delenv("CIPHERMQ_SERVER__ZMQ_ADDRESS")
+    assert "no port" in fault(config, '[server]\nzmq_address = "host:port"')
 
 
 def test_an_address_is_written_as_it_is_read() -> None:

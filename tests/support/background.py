@@ -13,9 +13,11 @@ from support.deployment import Deployment
 
 
 @contextmanager
-def background_broker(deployment: Deployment, **sections: Mapping[str, Any]) -> Iterator[Broker]:
+def background_broker(
+    deployment: Deployment, *, zmq: bool = False, **sections: Mapping[str, Any]
+) -> Iterator[Broker]:
     """The broker of `deployment`, running until the block ends. `sections`: settings over its
-    own."""
+    own; `zmq`: it listens over ZeroMQ too."""
     started = threading.Event()
     found: list[Broker] = []
     loop = asyncio.new_event_loop()
@@ -23,7 +25,7 @@ def background_broker(deployment: Deployment, **sections: Mapping[str, Any]) -> 
 
     async def live() -> None:
         try:
-            async with running_broker(deployment, **sections) as broker:
+            async with running_broker(deployment, zmq=zmq, **sections) as broker:
                 found.append(broker)
                 started.set()
                 await stop.wait()

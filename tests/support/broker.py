@@ -37,13 +37,20 @@ class Broker:
         deployment: Deployment,
         options: LinkOptions | None = None,
         sections: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        zmq: bool = False,
     ) -> None:
-        """`sections`: settings over those of the deployment, by section."""
+        """`sections`: settings over those of the deployment, by section; `zmq`: it listens over
+        ZeroMQ too."""
         self.clock_ahead_ms = 0
         """How wrong its clock is; counts from the next `start`."""
         settings = load_server_settings(deployment.config)
         server = settings.server.model_copy(
-            update={"address": ("127.0.0.1", free_port()), "drain_seconds": 0.2}
+            update={
+                "address": ("127.0.0.1", free_port()),
+                "zmq_address": ("127.0.0.1", free_port()) if zmq else None,
+                "drain_seconds": 0.2,
+            }
         )
         changed = {
             name: getattr(settings, name).model_copy(update=dict(values))
@@ -59,6 +66,11 @@ class Broker:
     def url(self) -> str:
         """For clients."""
         return f"cmq://{address.spell(self.settings.server.address)}"
+
+    @property
+    def zmq_url(self) -> str:
+        """For clients that come over ZeroMQ."""
+        return f"zmq+tls://{address.spell(self.settings.server.zmq_address)}"
 
     @property
     def port(self) -> int:
@@ -120,7 +132,7 @@ class Broker:
 
     def cut(self) -> None:
         """Break every connection at this moment; the broker goes on."""
-        for channel in self.server.listener.channels:
+        for channel in self.server.reception.channels:
             channel.abort(ConnectionLost("the test cut it"))
 
 
@@ -128,10 +140,12 @@ class Broker:
 async def running_broker(
     deployment: Deployment,
     options: LinkOptions | None = None,
+    *,
+    zmq: bool = False,
     **sections: Mapping[str, Any],
 ) -> AsyncIterator[Broker]:
     """A broker that is ready, stopped at the end of the block."""
-    broker = Broker(deployment, options, sections)
+    broker = Broker(deployment, options, sections, zmq=zmq)
     await broker.start()
     try:
         yield broker

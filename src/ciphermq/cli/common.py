@@ -40,7 +40,7 @@ UrlOption = Annotated[
     typer.Option(
         "--url",
         envvar="CIPHERMQ_URL",
-        help="Broker, cmq://HOST:PORT. Default: the identity's own.",
+        help="Broker, cmq://HOST:PORT or zmq+tls://HOST:PORT. Default: the identity's own.",
         show_default=False,
     ),
 ]

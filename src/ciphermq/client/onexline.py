@@ -9,9 +9,9 @@ from collections import deque
 from typing import Final, Self
 
 from ciphermq.errors import ConnectionLost, TlsFailed, WaitTimeout
-from ciphermq.net import tls_errors
 from ciphermq.net.address import HostPort, spell
 from ciphermq.net.dialler import connect_tcp
+from ciphermq.wire import tls_errors
 from ciphermq.wire.cmq2.table import Role
 from ciphermq.wire.lines.machine import ClientLines
 from ciphermq.wire.lines.speech import Command, Reply

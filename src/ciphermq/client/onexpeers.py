@@ -31,9 +31,10 @@ from ciphermq.errors import (
     Refused,
     RemoteProtocolError,
     UnknownReceiver,
+    UsageError,
 )
 from ciphermq.model.onex import Dialect
-from ciphermq.net.address import parse_url
+from ciphermq.net.address import SCHEME, parse_road
 from ciphermq.sealing.onex import seal_message
 from ciphermq.wire.lines import speech
 from ciphermq.wire.lines.speech import Command, Reply
@@ -185,7 +186,13 @@ class OnexPeers:
 
     async def _ask_once(self, command: Command, limit: float) -> Reply:
         core = self._core
-        host, port = parse_url(core.line.url)
+        url = core.line.url
+        scheme, (host, port) = parse_road(url)
+        if scheme != SCHEME:
+            raise UsageError(
+                f"keys of 1.x are asked for in its text protocol, which is spoken over TCP only: "
+                f"give the broker's {SCHEME}:// URL instead of {url}"
+            )
         context = await asyncio.to_thread(core.identity.ssl_context, onex=True)
         name = core.identity.server_name or host
         line = await OnexLine.open((host, port), context, server_name=name, limit=limit)

@@ -1,60 +1,27 @@
-"""A TLS connection: `TlsPump` on an asyncio transport, for whatever protocol is spoken in it.
-
-Incoming bytes are decrypted straight into the buffers of whoever talks through the channel, its
-*talker*. Which protocol that is, TLS tells (ALPN); so a channel is attached to its talker only when
-its handshake is over.
-"""
+"""A TLS connection over TCP: `TlsPump` on an asyncio transport."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
-from ciphermq import limits
 from ciphermq.errors import CipherMQError
-from ciphermq.net import address, tls_errors
+from ciphermq.net import address
+from ciphermq.net.conduit import Buffers, Conduit
 from ciphermq.net.options import LinkOptions
-from ciphermq.wire.cmq2.machine import new_scratch
 from ciphermq.wire.cmq2.table import Role
 from ciphermq.wire.tls import CHUNK, Buffer, TlsPump
 
 
-class Talker(Protocol):
-    """What speaks a protocol through a channel."""
-
-    def get_buffer(self) -> memoryview:
-        """Where the next plaintext goes; never empty."""
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """So much of it has come."""
-
-    def received(self) -> None:
-        """That was all for now: nothing else is waiting."""
-
-    def resume_writing(self) -> None:
-        """`Channel.writable` has turned true."""
-
-    def lost(self, error: BaseException | None) -> None:
-        """The end; None: the peer ended it."""
-
-
-class Buffers:
-    """What channels read into. Those of one loop can share them: nothing stays in them."""
-
-    def __init__(self) -> None:
-        self.network = memoryview(bytearray(limits.NETWORK_BUFFER))
-        self.scratch = new_scratch()
-
-
-class Channel(asyncio.BufferedProtocol):
-    """A connection to a peer, bytes over TLS. All of it is for the event loop's thread."""
+class Channel(Conduit, asyncio.BufferedProtocol):
+    """A `Conduit` over TCP."""
 
     def __init__(
         self,
         context: ssl.SSLContext,
-        on_secure: Callable[[Channel], None],
+        on_secure: Callable[[Conduit], None],
         on_failed: Callable[[CipherMQError], None],
         *,
         server_name: str | None = None,
@@ -65,61 +32,14 @@ class Channel(asyncio.BufferedProtocol):
 
         Either `on_secure` is called, which must `attach` a talker or `abort`, or `on_failed`.
         """
-        self.role = Role.SERVER if server_name is None else Role.CLIENT
-        self.options = options or LinkOptions()
-        self.buffers = buffers or Buffers()
-        self.peer = "an unknown address"
-        """The peer's ``host:port``."""
-        self._pump = TlsPump(context, server_name=server_name)
-        self._on_secure = on_secure
-        self._on_failed = on_failed
-        self._talker: Talker | None = None
-        self._loop = asyncio.get_running_loop()
+        role = Role.SERVER if server_name is None else Role.CLIENT
+        pump = TlsPump(context, server_name=server_name)
+        super().__init__(pump, role, on_secure, on_failed, options, buffers)
         self._transport: Any = None  # uvloop's transports share no base class with asyncio's
-        self._timer: asyncio.TimerHandle | None = None
-        self._reason: CipherMQError | None = None
-        self._deaf = False
         self._paused = False
         self._written = 0
-        self._ended: asyncio.Future[None] = self._loop.create_future()
-
-    # --- the peer ---------------------------------------------------------------------------
-
-    @property
-    def peer_certificate(self) -> bytes:
-        """DER."""
-        return self._pump.peer_certificate
-
-    @property
-    def protocol(self) -> str | None:
-        """What TLS agreed on (ALPN)."""
-        return self._pump.protocol
-
-    @property
-    def tls_version(self) -> str:
-        """``TLSv1.3`` or ``TLSv1.2``."""
-        return self._pump.version
-
-    @property
-    def who(self) -> str:
-        """The peer, for messages."""
-        return f"the {self.role.peer.value} at {self.peer}"
-
-    @property
-    def ended(self) -> bool:
-        """Whether the peer has ended its side in order (close_notify); TCP may still be up."""
-        return self._pump.ended
-
-    @property
-    def records(self) -> int:
-        """TLS records of the direction that has had more."""
-        return max(self._pump.records_in, self._pump.records_out)
 
     # --- for the talker ---------------------------------------------------------------------
-
-    def attach(self, talker: Talker) -> None:
-        """From now on `talker` is given what comes."""
-        self._talker = talker
 
     @property
     def writable(self) -> bool:
@@ -173,46 +93,18 @@ class Channel(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def on_end(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called soon after the connection has ended, whoever talks."""
-        self._ended.add_done_callback(lambda _: callback())
-
-    async def wait_closed(self) -> None:
-        """Wait until the connection has ended, for whatever reason."""
-        await asyncio.shield(self._ended)
-
     # --- TLS --------------------------------------------------------------------------------
 
-    def _shake_hands(self) -> bool:
-        """Go on with the handshake; whether it is over and somebody talks."""
-        secure = self._pump.handshake()
-        self._write_alert()
-        if secure:
-            self._set_timer(None)
-            self._on_secure(self)
-        return secure and self._talker is not None
-
     def _write_alert(self) -> bool:
-        """Send what TLS itself has to say; whether there was anything."""
         data = self._pump.outgoing()
         if data:
             self._written += len(data)
             self._transport.write(data)
         return bool(data)
 
-    def _decrypt(self, talker: Talker) -> None:
-        fill = self._pump.fill
-        try:
-            while got := fill(talker.get_buffer()):
-                talker.buffer_updated(got)
-        finally:  # what came before an error counts
-            talker.received()
-
     def _failed(self, error: ssl.SSLError) -> None:
         """Get the alert out, if there is one, before the connection ends."""
-        if self._reason is None:
-            self._reason = tls_errors.explain(error, self.role.peer, self.peer)
-        self._deaf = True
+        self._explain(error)
         if not self._write_alert():
             self._transport.close()
             return
@@ -220,16 +112,6 @@ class Channel(asyncio.BufferedProtocol):
         # our half, and read and forget until the peer ends its own.
         self._transport.write_eof()
         self._set_timer(self.options.linger)
-
-    def _set_timer(self, seconds: float | None) -> None:
-        """When to give the peer up; None: not for now."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None if seconds is None else self._loop.call_later(seconds, self._too_slow)
-
-    def _too_slow(self) -> None:
-        late = TimeoutError(f"within {self.options.handshake_timeout:g} s")
-        self.abort(tls_errors.explain(late, self.role.peer, self.peer))
 
     # --- asyncio.BufferedProtocol -----------------------------------------------------------
 
@@ -282,10 +164,4 @@ class Channel(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The transport has ended."""
-        self._set_timer(None)
-        self._ended.set_result(None)
-        if self._talker is not None:
-            self._talker.lost(self._reason or exc)
-        else:
-            error = self._reason or tls_errors.explain(exc or EOFError(), self.role.peer, self.peer)
-            self._on_failed(error)
+        self._over(exc)

@@ -16,12 +16,13 @@ from ciphermq.errors import (
     HostUnknown,
     ProtocolNotOffered,
 )
-from ciphermq.net import tls_errors
-from ciphermq.net.address import HostPort, parse_url, spell
+from ciphermq.net.address import SCHEME, HostPort, parse_road, spell
 from ciphermq.net.channel import Channel
+from ciphermq.net.conduit import Conduit
 from ciphermq.net.link import Link, OnFrame, OnLost
 from ciphermq.net.options import LinkOptions
 from ciphermq.net.tls import ALPN
+from ciphermq.wire import tls_errors
 from ciphermq.wire.cmq2.frames import Close, Frame, Hello
 from ciphermq.wire.cmq2.table import Role
 
@@ -49,23 +50,54 @@ async def dial(
     Raises `ConnectFailed`, `TlsFailed`, `ProtocolNotOffered`, `WaitTimeout`, `ConnectionLost`, or
     the server's own refusal.
     """
-    where = parse_url(url)
+    scheme, where = parse_road(url)
     options = options or LinkOptions()
     greeting = _Greeting(hello, on_frame, on_lost, on_writable)
     sock = await connect_tcp(where, options.connect_timeout)
-    channel = Channel(
-        context,
-        greeting.speak,
-        greeting.refused,
-        server_name=server_name or where[0],
-        options=options,
-    )
+    name = server_name or where[0]
+    if scheme == SCHEME:
+        return await _over_tcp(sock, where, context, greeting, name, options)
+    return await _over_zmq(sock, context, greeting, name, options)
+
+
+async def _over_tcp(
+    sock: socket.socket,
+    where: HostPort,
+    context: ssl.SSLContext,
+    greeting: _Greeting,
+    name: str,
+    options: LinkOptions,
+) -> Link:
+    channel = Channel(context, greeting.speak, greeting.refused, server_name=name, options=options)
     try:
         await asyncio.get_running_loop().create_connection(lambda: channel, sock=sock)
         return await greeting.done
     except OSError as error:
         sock.close()
         raise tls_errors.explain(error, Role.SERVER, spell(where)) from error
+    except asyncio.CancelledError:
+        channel.abort()
+        raise
+
+
+async def _over_zmq(
+    probe: socket.socket,
+    context: ssl.SSLContext,
+    greeting: _Greeting,
+    name: str,
+    options: LinkOptions,
+) -> Link:
+    """ZeroMQ goes on trying for ever, in silence, where nothing listens. So a `probe` went ahead:
+    it says what is wrong, and which of the name's addresses answers."""
+    from ciphermq.net.zmq.dialler import open_channel  # it takes a while, and TCP needs none of it
+
+    where: HostPort = probe.getpeername()[:2]
+    probe.close()
+    channel = open_channel(
+        where, context, greeting.speak, greeting.refused, server_name=name, options=options
+    )
+    try:
+        return await greeting.done
     except asyncio.CancelledError:
         channel.abort()
         raise
@@ -125,7 +157,7 @@ class _Greeting:
         self._hello = hello
         self._callers = (on_frame, on_lost, on_writable)
 
-    def speak(self, channel: Channel) -> None:
+    def speak(self, channel: Conduit) -> None:
         """TLS is up: say HELLO."""
         if channel.protocol == ALPN:
             link = Link(channel)

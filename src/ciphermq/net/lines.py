@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ciphermq.errors import CipherMQError, ConnectionLost
-from ciphermq.net.channel import Channel
+from ciphermq.net.conduit import Conduit
 from ciphermq.net.outgoing import gather
 from ciphermq.net.watch import Watch
 from ciphermq.wire.cmq2.codec import Buffer
@@ -32,7 +32,7 @@ def _nothing(*_: object) -> None:
 class LineLink:
     """A server's connection to a 1.x client. All of it is for the event loop's thread."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Conduit) -> None:
         """Begin to talk through `channel`, whose handshake is over."""
         self.options = replace(channel.options, heartbeat=math.inf)
         self.peer = channel.peer

@@ -15,14 +15,14 @@ from collections.abc import Callable
 from typing import Final
 
 from ciphermq.errors import CipherMQError, ConnectionLost, refusal
-from ciphermq.net.channel import Channel
+from ciphermq.net.conduit import Conduit
 from ciphermq.net.outgoing import gather
-from ciphermq.net.tls_errors import where_to_look
 from ciphermq.net.watch import Watch
 from ciphermq.wire.cmq2.codec import Buffer
 from ciphermq.wire.cmq2.frames import Close, Error, Frame, Hello, Ok, Ping, Reconnect
 from ciphermq.wire.cmq2.machine import Cmq2Machine
 from ciphermq.wire.cmq2.table import Role, State
+from ciphermq.wire.tls_errors import where_to_look
 
 OnFrame = Callable[[Frame], None]
 OnLost = Callable[[CipherMQError | None], None]
@@ -41,7 +41,7 @@ def _nothing(*_: object) -> None:
 class Link:
     """A connection to a peer, in frames. All of it is for the event loop's thread."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Conduit) -> None:
         """Begin to talk through `channel`, whose handshake is over."""
         self.role = channel.role
         self.options = channel.options

@@ -1,8 +1,4 @@
-"""Take connections: TCP, then TLS, then the session that speaks the protocol TLS agreed on.
-
-Whoever is refused, and wherever on that way, is logged with address and reason; a refusal that
-can be said in the protocol is said to the peer as well.
-"""
+"""Take connections over TCP: a listening socket, and the handshakes of those who come."""
 
 from __future__ import annotations
 
@@ -10,32 +6,19 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
 from ciphermq import limits
-from ciphermq.errors import (
-    AccessRefused,
-    CertificateError,
-    CipherMQError,
-    ConfigError,
-    ProtocolNotOffered,
-    ResourceLimit,
-    TlsFailed,
-)
+from ciphermq.errors import ConfigError
 from ciphermq.net import address
 from ciphermq.net.address import HostPort
-from ciphermq.net.channel import Buffers, Channel
-from ciphermq.net.link import Link
+from ciphermq.net.channel import Channel
+from ciphermq.net.conduit import Buffers, Conduit
 from ciphermq.net.options import LinkOptions
-from ciphermq.net.tls import ALPN, TLS_1_3
-from ciphermq.pki.names import client_id_of
-from ciphermq.telemetry import Counters, get_logger
-
-StartSession = Callable[[Channel, str], None]
-"""Called with a new channel and its client's id: attaches what talks through it."""
+from ciphermq.net.reception import Reception, StartSession
+from ciphermq.telemetry import get_logger
 
 _ACCEPTS_A_TURN: Final = 64
 _ACCEPT_PAUSE: Final = 1.0
@@ -53,42 +36,44 @@ class Listener:
         self,
         where: HostPort,
         context: ssl.SSLContext,
-        sessions: Mapping[str | None, StartSession],
+        sessions: Mapping[str | None, StartSession] | Reception,
         *,
         options: LinkOptions | None = None,
         max_connections: int = limits.MAX_CONNECTIONS,
         max_connections_per_client: int = limits.MAX_CONNECTIONS_PER_CLIENT,
         check: Callable[[bytes], None] = lambda _: None,
     ) -> None:
-        """`sessions`: by the protocol's name in TLS; None stands for a peer that names none.
-
-        `check` is given each client's certificate (DER), and raises `CertificateError`."""
+        """`sessions`: by the protocol's name in TLS, None for a peer that names none; or a
+        reception shared with other roads, whose bounds and check then count. `check`: see
+        `Reception`."""
         self.where = where
-        self.counters = Counters("accepted", "refused", "tls_failed", "accept_pauses")
+        if not isinstance(sessions, Reception):
+            sessions = Reception(
+                sessions,
+                max_connections=max_connections,
+                max_connections_per_client=max_connections_per_client,
+                check=check,
+            )
+        self.reception = sessions
+        self.counters = sessions.counters
         self._context = context
-        self._sessions = sessions
         self._options = options or LinkOptions()
-        self._most = max_connections
-        self._most_per_client = max_connections_per_client
-        self._check = check
         self._socket: socket.socket | None = None
         self._full = False
         self._resume: asyncio.TimerHandle | None = None
         self._handshakes: set[Channel] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._clients: dict[Channel, str] = {}
-        self._per_client: Counter[str] = Counter()
         self._buffers = Buffers()
 
     @property
     def connections(self) -> int:
         """How many there are, with those still in their handshake."""
-        return len(self._clients) + len(self._handshakes)
+        return self.reception.connections
 
     @property
-    def channels(self) -> list[Channel]:
+    def channels(self) -> list[Conduit]:
         """The connections past their TLS handshake."""
-        return list(self._clients)
+        return self.reception.channels
 
     def start(self) -> HostPort:
         """Listen; the address that was bound. `ConfigError` naming it when that can't be done."""
@@ -142,9 +127,8 @@ class Listener:
             self._accepted(sock, address.spell(name))
 
     def _accepted(self, sock: socket.socket, peer: str) -> None:
-        if self.connections >= self._most:
+        if self.reception.full(peer):
             sock.close()
-            self._refused(peer, f"all {self._most} connections are taken")
             return
         self.counters.add("accepted")
         sock.setblocking(False)
@@ -153,12 +137,13 @@ class Listener:
         channel = Channel(
             self._context,
             self._secured,
-            partial(self._failed, peer),
+            partial(self.reception.failed, peer),
             options=self._options,
             buffers=self._buffers,
         )
         channel.on_end(partial(self._shaken, channel))
         self._handshakes.add(channel)
+        self.reception.handshaking += 1
         task = asyncio.get_running_loop().create_task(self._begin(channel, sock, peer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -181,7 +166,7 @@ class Listener:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: channel, sock)
         except OSError as error:
             sock.close()
-            self._refused(peer, str(error))
+            self.reception.refused(peer, str(error))
             self._shaken(channel)
         except asyncio.CancelledError:
             sock.close()
@@ -189,69 +174,18 @@ class Listener:
 
     def _shaken(self, channel: Channel) -> None:
         """A connection is past its handshake, or has ended."""
-        self._handshakes.discard(channel)
+        if channel in self._handshakes:
+            self._handshakes.discard(channel)
+            self.reception.handshaking -= 1
         if self._full:
             self._full = False
             self._accepting(True)
 
-    def _failed(self, peer: str, error: CipherMQError) -> None:
-        self.counters.add("tls_failed")
-        self.counters.add("refused")
-        _log.error("TLS handshake failed", peer=peer, reason=str(error))
-
-    def _secured(self, channel: Channel) -> None:
-        """TLS is up: find out who it is, and hand the channel to the protocol it chose."""
-        self._shaken(channel)
-        self._clients[channel] = ""
-        channel.on_end(partial(self._forget, channel))
-        try:
-            # Who names no protocol speaks 1.x, if that is let in at all, and 1.x knows no usages.
-            required = channel.protocol is not None or None not in self._sessions
-            client = client_id_of(channel.peer_certificate, usage_required=required)
-            self._check(channel.peer_certificate)
-            start = self._start_of(channel, client)
-        except CertificateError as error:
-            self._turn_away(channel, AccessRefused(str(error)))
-        except CipherMQError as error:
-            self._turn_away(channel, error)
-        else:
-            self._per_client[client] += 1
-            self._clients[channel] = client
-            start(channel, client)
-
-    def _start_of(self, channel: Channel, client: str) -> StartSession:
-        start = self._sessions.get(channel.protocol)
-        if channel.protocol is not None and channel.tls_version != TLS_1_3:
-            raise TlsFailed(
-                f"{client} at {channel.peer} came with {channel.tls_version}, which is for "
-                f"CipherMQ 1.x alone: {channel.protocol} is spoken in {TLS_1_3}"
-            )
-        if start is None:
-            offered = ", ".join(sorted(name for name in self._sessions if name))
-            raise ProtocolNotOffered(
-                f"{client} at {channel.peer} offered none of: {offered} (ALPN)"
-            )
-        if self._per_client[client] >= self._most_per_client:
-            raise ResourceLimit(f"{client} has {self._most_per_client} connections already")
-        return start
-
-    def _turn_away(self, channel: Channel, error: CipherMQError) -> None:
-        if channel.protocol == ALPN:
-            self._refused(channel.peer, str(error))
-            Link(channel).fail(error)
-        else:  # it would not understand a frame
-            channel.abort(error)
-
-    def _refused(self, peer: str, reason: str) -> None:
-        self.counters.add("refused")
-        _log.warning("connection refused", peer=peer, reason=reason)
-
-    def _forget(self, channel: Channel) -> None:
-        client = self._clients.pop(channel)
-        if client:
-            self._per_client[client] -= 1
-            if not self._per_client[client]:
-                del self._per_client[client]
+    def _secured(self, channel: Conduit) -> None:
+        """TLS is up."""
+        if isinstance(channel, Channel):
+            self._shaken(channel)
+        self.reception.welcome(channel)
 
 
 def _listen(where: HostPort) -> socket.socket:

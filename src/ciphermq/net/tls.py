@@ -31,42 +31,46 @@ def server_context(
     passphrase: str | None = None,
     protocols: Iterable[str] = (ALPN,),
     tls_1_2: bool = False,
+    anonymous: bool = False,
 ) -> ssl.SSLContext:
     """A server's context, which demands a client certificate of `authority`.
 
     `certificate` holds the chain, leaf first; all files are PEM. Without `revocations` nobody is
     shut out. `tls_1_2` lets clients of CipherMQ 1.x come with that; `Listener` lets in no others.
+    `anonymous` lets clients without any certificate in; one that comes must be good all the same.
     Raises `IdentityError` and its kinds, naming the file.
     """
     context = _context(ssl.PROTOCOL_TLS_SERVER, authority, revocations, protocols)
     _load_own(context, certificate, key, passphrase)
-    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_mode = ssl.CERT_OPTIONAL if anonymous else ssl.CERT_REQUIRED
     context.num_tickets = 0
     if tls_1_2:
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_ciphers(_TLS_1_2_CIPHERS)
-        # In 1.2 tickets are another option. Renegotiation is a way to change who one is.
-        context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
+        _allow_1_2(context)
     return context
 
 
 def client_context(
     *,
-    certificate: Path,
-    key: Path,
+    certificate: Path | None,
+    key: Path | None,
     authority: Path,
-    revocations: Path,
+    revocations: Path | None,
     passphrase: str | None = None,
     protocols: Iterable[str] = (ALPN,),
+    tls_1_2: bool = False,
 ) -> ssl.SSLContext:
     """A client's context, which checks the server's name, authority and revocation.
 
-    `protocols`: those it offers; none for the text protocol of 1.x.
+    `certificate` and `key` may be missing together, where a server lets anybody in. `protocols`:
+    those it offers; none for the text protocol of 1.x.
 
     Raises as `server_context` does.
     """
     context = _context(ssl.PROTOCOL_TLS_CLIENT, authority, revocations, protocols)
-    _load_own(context, certificate, key, passphrase)
+    if certificate is not None and key is not None:
+        _load_own(context, certificate, key, passphrase)
+    if tls_1_2:
+        _allow_1_2(context)
     return context
 
 
@@ -87,6 +91,13 @@ def onex_client_context(
     context.options |= ssl.OP_NO_RENEGOTIATION
     _load_own(context, certificate, key, None)
     return context
+
+
+def _allow_1_2(context: ssl.SSLContext) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(_TLS_1_2_CIPHERS)
+    # In 1.2 tickets are another option. Renegotiation is a way to change who one is.
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
 
 
 def _context(

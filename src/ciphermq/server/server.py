@@ -13,11 +13,13 @@ from ciphermq.engines.face import Engine
 from ciphermq.errors import InternalError, Unavailable
 from ciphermq.net import address, tls
 from ciphermq.net.address import HostPort
-from ciphermq.net.channel import Channel
+from ciphermq.net.conduit import Conduit
 from ciphermq.net.lines import LineLink
 from ciphermq.net.link import Link
-from ciphermq.net.listener import Listener, StartSession
+from ciphermq.net.listener import Listener
 from ciphermq.net.options import LinkOptions
+from ciphermq.net.reception import Reception, StartSession
+from ciphermq.net.zmq.listener import ZmqListener
 from ciphermq.server import trust
 from ciphermq.server.access import Access
 from ciphermq.server.flow import Flow
@@ -83,14 +85,18 @@ class Server:
             one_x=settings.one_x.enabled,
             traffic=traffic or Traffic(),
         )
-        self.listener = Listener(
-            settings.server.address,
-            self._trust.context,
+        self.reception = Reception(
             self._protocols(),
-            options=options,
             max_connections=settings.server.max_connections,
             max_connections_per_client=settings.server.max_connections_per_client,
             check=self._trust.check_client,
+        )
+        context, address_zmq = self._trust.context, settings.server.zmq_address
+        self.listener = Listener(settings.server.address, context, self.reception, options=options)
+        self.zmq_listener = (
+            ZmqListener(address_zmq, context, self.reception, options=options)
+            if address_zmq is not None
+            else None
         )
         self._failure: asyncio.Future[None] | None = None
         self._reminder: asyncio.TimerHandle | None = None
@@ -125,7 +131,9 @@ class Server:
             await engine.start()
             try:
                 where = self.listener.start()
+                self._start_zmq()
             except BaseException:
+                self.listener.stop()
                 await engine.stop()
                 raise
         except BaseException:
@@ -135,16 +143,25 @@ class Server:
         _log.info("ready", address=address.spell(where))
         return where
 
+    def _start_zmq(self) -> None:
+        if self.zmq_listener is not None:
+            bound = address.spell(self.zmq_listener.start())
+            _log.info("listens over ZeroMQ too", address=f"{address.ZMQ_SCHEME}://{bound}")
+
     async def stop(self) -> None:
         """Let clients finish for `server.drain_seconds`, then close everything. Idempotent."""
         if self._stopped:
             return
         self._stopped = True
         self.listener.stop()
+        if self.zmq_listener is not None:
+            self.zmq_listener.stop()
         if self._reminder is not None:
             self._reminder.cancel()
         await self._drain(self._settings.server.drain_seconds)
         await self._close_links()
+        if self.zmq_listener is not None:
+            await self.zmq_listener.close()
         await self._engine.stop()
         await self._catalog.stop()
         _log.info("stopped")
@@ -177,7 +194,7 @@ class Server:
     async def _close_links(self) -> None:
         for session in self.services.sessions:
             session.link.close(_STOPPING, Unavailable.code)
-        ends = [asyncio.create_task(channel.wait_closed()) for channel in self.listener.channels]
+        ends = [asyncio.create_task(channel.wait_closed()) for channel in self.reception.channels]
         if ends:
             await asyncio.wait(ends, timeout=2 * limits.LINGER)
 
@@ -202,10 +219,10 @@ class Server:
             found[None] = self._start_onex_session
         return found
 
-    def _start_onex_session(self, channel: Channel, client: str) -> None:
+    def _start_onex_session(self, channel: Conduit, client: str) -> None:
         OnexSession(self.services, LineLink(channel), client)
 
-    def _start_session(self, channel: Channel, client: str) -> None:
+    def _start_session(self, channel: Conduit, client: str) -> None:
         Session(self.services, Link(channel), client)
 
     def status(self) -> dict[str, dict[str, int | float | str]]:
@@ -221,12 +238,12 @@ class Server:
             "version": __version__,
             "now_ms": now_ms,
             "uptime_seconds": (now_ms - self._started_ms) / 1000,
-            "connections": self.listener.connections,
+            "connections": self.reception.connections,
             "consumers": sum(len(session.consuming.consumers) for session in services.sessions),
             "batches_held": sum(session.consuming.held for session in services.sessions),
             "publisher_stops": services.flow.stops,
             "crl_number": services.keys.crl_number,
-            **self.listener.counters.snapshot(),
+            **self.reception.counters.snapshot(),
             **services.counters.snapshot(),
         }
         return {

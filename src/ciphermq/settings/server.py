@@ -17,7 +17,7 @@ from ciphermq.settings.catalog import DatabaseSection, EncryptionSection
 from ciphermq.settings.onex import OnexSection
 from ciphermq.settings.section import Section, none_when_empty
 from ciphermq.settings.token import TokenSection
-from ciphermq.settings.values import Address, AddressValue, Names, parse_level
+from ciphermq.settings.values import Address, AddressValue, Names, OptionalAddress, parse_level
 
 ENVIRONMENT_PREFIX = "CIPHERMQ_"
 ENVIRONMENT_DELIMITER = "__"
@@ -35,6 +35,11 @@ class ServerSection(Section):
     address: AddressValue = Field(
         default=Address("127.0.0.1", 7443),
         description="HOST:PORT to listen on; 0.0.0.0 or [::] for every interface, port 0 for any",
+    )
+    zmq_address: OptionalAddress = Field(
+        default=None,
+        description='HOST:PORT to listen on over ZeroMQ as well (zmq+tls://), 7444 by custom; "": '
+        "not over ZeroMQ",
     )
     connection_type: str | None = Field(
         default=None,

@@ -72,6 +72,14 @@ AddressValue = Annotated[
 ]
 """An `Address`, written as text; NoDecode because the environment's is not JSON either."""
 
+OptionalAddress = Annotated[
+    Address | None,
+    NoDecode,
+    PlainValidator(lambda value: parse_address(value) if value else None),
+    PlainSerializer(lambda value: None if value is None else str(value)),
+]
+"""The same, or ``""`` for none."""
+
 Names = Annotated[
     tuple[Annotated[str, Field(min_length=1, max_length=limits.MAX_CLIENT_ID)], ...],
     NoDecode,

@@ -10,9 +10,24 @@ How the bytes go::
                                      ├─ OpenSSL ─┤
     network ◄outgoing─ outgoing BIO ─┘           └─◄ write           ◄─ plaintext
 
-Whatever is called, `outgoing` may have something to send afterwards, above all after an error.
+The caller owns the road and the clock, and turns the crank:
+
+1. A client calls `handshake` first, for its first words; a server waits for them.
+2. Whatever comes goes into `receive`, then `handshake` is called until it says True, then `fill`.
+   Both take what there is and say so; neither ever waits, and "not enough yet" is no error.
+3. After every call, failed ones above all, `outgoing` may have bytes for the peer: a flight of the
+   handshake, records, an alert. Whoever sends them before he closes tells the peer why.
+4. `end` says that nothing more will be written. `ended` turns true when the peer has said so. A
+   road that ends without that was cut: say `receive_eof`, and `fill` raises.
+
 TLS 1.3 sends nothing by itself once the handshake is over (there is no renegotiation, and we ask
-for no key update), so reading never waits for writing, nor writing for reading.
+for no key update), so reading never waits for writing, nor writing for reading. What a cut record
+or a changed bit does is always the same: an `ssl.SSLError`, now and at every later call, since
+OpenSSL would say it only once. Its `reason` is OpenSSL's word; `wire.tls_errors.explain` makes a
+sentence of it that says whose fault it is.
+
+What a server thinks of a client's certificate, the client learns with its first `fill`, after its
+own handshake has been over for long: in TLS 1.3 it speaks last.
 """
 
 from __future__ import annotations
@@ -88,14 +103,17 @@ class TlsPump:
             raise self._error
         read: Callable[[int, memoryview], int] = self._ssl.read  # type: ignore[assignment]
         at, size = 0, len(room)
+        incoming = self._incoming
         try:
             while at < size:
-                got = read(size - at, room[at:])
+                got = read(size - at, room[at:] if at else room)
                 if not got:
                     self.ended = True
                     break
                 at += got
                 self.records_in += 1
+                if not incoming.pending:
+                    break  # to ask for more would cost an exception, as much as a small record
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
@@ -105,6 +123,11 @@ class TlsPump:
                 raise
             self._error = error  # OpenSSL would not say it a second time
         return at
+
+    @property
+    def buffered(self) -> bool:
+        """Whether another `fill` may find something: false only when it surely won't."""
+        return bool(self._incoming.pending or self._ssl.pending())
 
     def write(self, data: Buffer) -> None:
         """Encrypt all of `data`."""

@@ -1,0 +1,314 @@
+"""The same sockets on an event loop: `TlsDealer`, `TlsReq`, `TlsRouter` for asyncio.
+
+Messages of one turn of the loop share TLS writes. What has come is taken in many at a time, and no
+message costs an `await` that waits for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import zmq
+
+from ciphermq import limits
+from ciphermq.errors import UsageError
+from ciphermq.net.zmq.ends import DealerEnd, End, RouterEnd, configure, new_socket, new_token
+from ciphermq.pki.names import client_id_of
+from ciphermq.wire.tlszmq.dealer import DealerMachine, Times
+from ciphermq.wire.tlszmq.header import Buffer, Kind
+from ciphermq.wire.tlszmq.parts import Parts
+from ciphermq.wire.tlszmq.router import Bounds, OnEnd, Peer, RouterMachine
+
+
+class _Looped:
+    """What the three have in common. All of it is for the event loop's thread."""
+
+    def __init__(
+        self, kind: int, context: zmq.Context[Any] | None, end: Callable[[zmq.Socket[bytes]], End]
+    ) -> None:
+        self.socket = new_socket(kind, context)
+        """ZeroMQ's own, for its options, and to bind and connect."""
+        configure(self.socket)
+        self._end = end(self.socket)
+        self._loop = asyncio.get_running_loop()
+        self._waiters: list[asyncio.Future[None]] = []
+        self._look_due = False
+        self._push_due = False
+        self._closed = False
+        self._descriptor = int(self.socket.fd)
+        self._loop.add_reader(self._descriptor, self._look)
+        self._ticker = self._loop.call_later(limits.ZMQ_TICK, self._tick)
+        self._look_soon()
+
+    def bind(self, address: str) -> None:
+        """As ZeroMQ's: ``tcp://127.0.0.1:5555``, ``ipc://…``, ``inproc://…``."""
+        self.socket.bind(address)
+
+    def connect(self, address: str) -> None:
+        """As ZeroMQ's; whether anybody is there is seen later."""
+        self.socket.connect(address)
+        self._look_soon()
+
+    def close(self) -> None:
+        """Send what waits, as far as it can be sent at once, say good-bye, and close the socket;
+        ZeroMQ goes on sending for as long as its LINGER says. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._ticker.cancel()
+        self._loop.remove_reader(self._descriptor)
+        with contextlib.suppress(zmq.ZMQError):
+            self._end.push()
+            self._end.say_goodbye()
+        self.socket.close()
+        self._wake()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            await self.drain()
+        self.close()
+
+    async def drain(self) -> None:
+        """Wait until what was sent has gone to ZeroMQ, for two seconds at most: a session may have
+        to begin first, or a window to open. At the end of an ``async with`` by itself."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.LINGER):
+                self._push()
+                while self._end.pending() and not self._closed:
+                    await self._change()
+
+    # --- the socket -----------------------------------------------------------------------------
+
+    def _comes_in(self) -> bool:
+        """Whether the application keeps up with what has come."""
+        return True
+
+    def _look(self) -> None:
+        self._look_due = False
+        if self._closed:
+            return
+        if not self._comes_in():
+            self.socket.getsockopt(zmq.EVENTS)  # or its descriptor would stay readable
+            return
+        if self._end.take_in() == limits.ZMQ_TAKE:
+            self._look_soon()
+        self._push()
+        self._wake()
+
+    def _look_soon(self) -> None:
+        if not self._look_due and not self._closed:
+            self._look_due = True
+            self._loop.call_soon(self._look)
+
+    def _push(self) -> None:
+        self._push_due = False
+        if not self._closed:
+            self._end.push()
+            # Sending too may have taken the news that something has come.
+            if int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                self._look_soon()
+
+    def _push_soon(self) -> None:
+        if not self._push_due:
+            self._push_due = True
+            self._loop.call_soon(self._push)
+
+    def _tick(self) -> None:
+        self._ticker = self._loop.call_later(limits.ZMQ_TICK, self._tick)
+        self._look()
+        if self._comes_in():  # else the silence is our own
+            self._end.tick()
+        self._push()
+        self._wake()
+
+    # --- who waits ------------------------------------------------------------------------------
+
+    async def _change(self) -> None:
+        """Wait until something may have changed."""
+        self._check_open()
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.append(waiter)
+        await waiter
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("this socket is closed")
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class TlsDealer(_Looped):
+    """As `ciphermq.zmq.TlsDealer`; made where an event loop runs."""
+
+    _KIND = Kind.DATA
+    _TYPE: int = zmq.DEALER
+
+    def __init__(
+        self,
+        tls: ssl.SSLContext,
+        *,
+        server_name: str,
+        context: zmq.Context[Any] | None = None,
+        bare: bool = False,
+        times: Times | None = None,
+    ) -> None:
+        """`tls`: see `client_context`; `server_name` is what the server's certificate must be
+        for. `context`: ZeroMQ's, plain or `zmq.asyncio`'s, by default the process's own."""
+        if bare and self._TYPE != zmq.REQ:
+            raise UsageError("the bare protocol is for TlsReq")
+        self._machine = DealerMachine(
+            tls,
+            Kind.BARE if bare else self._KIND,
+            server_name=server_name,
+            new_token=new_token,
+            where=server_name,
+            times=times,
+        )
+        self._inbox = self._machine.inbox
+        super().__init__(self._TYPE, context, lambda sock: DealerEnd(sock, self._machine))
+
+    @property
+    def peer_certificate(self) -> bytes:
+        """The server's, DER; empty while there is no session."""
+        return self._machine.peer_certificate
+
+    @property
+    def tls_version(self) -> str:
+        """``TLSv1.3`` or ``TLSv1.2``; empty while there is no session."""
+        return self._machine.tls_version
+
+    @property
+    def sessions(self) -> int:
+        """TLS sessions begun so far."""
+        return self._machine.sessions
+
+    async def send_multipart(self, parts: Sequence[Buffer]) -> None:
+        """Send a message of one or more parts; waits while too much is under way."""
+        machine = self._machine
+        self._check_open()
+        machine.send(parts)
+        if machine.waiting.size < limits.ZMQ_COALESCE:
+            if not self._push_due:
+                self._push_soon()
+        else:
+            self._push()
+            while machine.full:
+                machine.raise_error()
+                await self._change()
+        machine.raise_error()
+
+    async def send(self, data: Buffer) -> None:
+        """Send a message of one part."""
+        await self.send_multipart([data])
+
+    async def recv_multipart(self) -> Parts:
+        """The next message's parts."""
+        inbox, machine = self._inbox, self._machine
+        if not inbox:
+            machine.open()
+            self._look_soon()
+            while not inbox:
+                machine.raise_error()
+                machine.take()
+                self._push()
+                await self._change()
+        return inbox.popleft()
+
+    async def recv(self) -> bytes:
+        """The next message, its parts joined."""
+        parts = await self.recv_multipart()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _comes_in(self) -> bool:
+        # A sender waits for what its window needs, whether it receives or not.
+        return len(self._inbox) < limits.ZMQ_INBOX
+
+
+class TlsReq(TlsDealer):
+    """As `ciphermq.zmq.TlsReq`; made where an event loop runs."""
+
+    _KIND = Kind.REQUEST
+    _TYPE = zmq.REQ
+
+
+class TlsRouter(_Looped):
+    """As `ciphermq.zmq.TlsRouter`; made where an event loop runs."""
+
+    def __init__(
+        self,
+        tls: ssl.SSLContext,
+        *,
+        context: zmq.Context[Any] | None = None,
+        bare: bool = False,
+        on_end: OnEnd | None = None,
+        times: Times | None = None,
+        bounds: Bounds | None = None,
+    ) -> None:
+        """`tls`: see `server_context`. ``bare=True`` lets clients of the published example in too.
+        `on_end` is called with the `Peer`, if it was known yet, and the error, or None when it
+        ended in order."""
+        self._machine = RouterMachine(
+            tls, identify=client_id_of, bare=bare, on_end=on_end, times=times, bounds=bounds
+        )
+        self._inbox = self._machine.inbox
+        super().__init__(zmq.ROUTER, context, lambda sock: RouterEnd(sock, self._machine))
+
+    @property
+    def sessions(self) -> int:
+        """How many TLS sessions there are."""
+        return self._machine.sessions
+
+    async def send_multipart(self, peer: Peer, parts: Sequence[Buffer]) -> None:
+        """Send `peer` a message; waits while too much is under way to it.
+
+        Raises `ConnectionLost` when it has ended."""
+        self._check_open()
+        size = self._machine.send(peer, parts)
+        if size < limits.ZMQ_COALESCE:
+            if not self._push_due:
+                self._push_soon()
+            return
+        self._push()
+        while peer.full:
+            await self._change()
+
+    async def send(self, peer: Peer, data: Buffer) -> None:
+        """Send `peer` a message of one part."""
+        await self.send_multipart(peer, [data])
+
+    async def recv_multipart(self) -> tuple[Peer, Parts]:
+        """The next message: whose, and its parts."""
+        inbox = self._inbox
+        if not inbox:
+            self._look_soon()
+            while not inbox:
+                self._machine.take()
+                self._push()
+                await self._change()
+        return inbox.popleft()
+
+    async def recv(self) -> tuple[Peer, bytes]:
+        """The next message: whose, and its parts joined."""
+        peer, parts = await self.recv_multipart()
+        return peer, parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _comes_in(self) -> bool:
+        return len(self._inbox) < limits.ZMQ_INBOX

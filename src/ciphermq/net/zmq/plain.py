@@ -1,0 +1,380 @@
+"""Sockets that block, on plain pyzmq: `TlsDealer`, `TlsReq`, `TlsRouter`.
+
+Small messages share a TLS write. One that comes after a pause goes out at once; those that follow
+wait until 64 KiB are together, for `flush`, for the next `recv`, or for a millisecond: a thread
+sees to that, which does nothing while the application sends or receives by itself.
+
+As ZeroMQ's own, a socket is for one thread at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import zmq
+
+from ciphermq import limits
+from ciphermq.errors import UsageError, WaitTimeout
+from ciphermq.net.zmq.ends import DealerEnd, End, RouterEnd, configure, new_socket, new_token
+from ciphermq.pki.names import client_id_of
+from ciphermq.wire.tlszmq.dealer import DealerMachine, Times
+from ciphermq.wire.tlszmq.header import Buffer, Kind
+from ciphermq.wire.tlszmq.parts import Parts
+from ciphermq.wire.tlszmq.router import Bounds, OnEnd, Peer, RouterMachine
+
+_SLOWEST: Final = 0.05
+"""Seconds between looks of the thread at what can't be sent yet."""
+
+
+class _Plain:
+    """What the three have in common."""
+
+    def __init__(
+        self, kind: int, context: zmq.Context[Any] | None, end: Callable[..., End]
+    ) -> None:
+        self.socket = new_socket(kind, context)
+        """ZeroMQ's own, for its options, and to bind and connect."""
+        configure(self.socket)
+        self._end = end(self.socket)
+        self._lock = threading.Lock()
+        self._pushed = 0.0
+        self._pushes = 0
+        self._ticked = 0.0
+        self._waits = -1
+        self._answers = False
+        self._told = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+
+    def bind(self, address: str) -> None:
+        """As ZeroMQ's: ``tcp://127.0.0.1:5555``, ``ipc://…``, ``inproc://…``."""
+        self.socket.bind(address)
+
+    def connect(self, address: str) -> None:
+        """As ZeroMQ's; whether anybody is there is seen later."""
+        self.socket.connect(address)
+
+    def flush(self) -> None:
+        """Send what waits for others to share its TLS write."""
+        with self._lock:
+            self._push_on()
+
+    def close(self, timeout: float = limits.LINGER) -> None:
+        """Send what waits, for so many seconds at most (a session may have to begin first, or a
+        window to open), say good-bye, and close the socket; ZeroMQ goes on sending for as long as
+        its LINGER says. Idempotent."""
+        with self._lock:
+            if self._closed.is_set():
+                return
+            self._closed.set()
+            with contextlib.suppress(WaitTimeout, zmq.ZMQError):
+                deadline = time.monotonic() + timeout
+                while self._end.pending():
+                    self._step(deadline, "what was sent did not go")
+            with contextlib.suppress(zmq.ZMQError):
+                self._push()
+                self._end.say_goodbye()
+            self.socket.close()
+        self._told.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- with the lock held -------------------------------------------------------------------
+
+    def _push(self) -> None:
+        self._end.push()
+        self._pushes += 1
+        self._pushed = time.monotonic()
+
+    def _push_on(self) -> None:
+        """Send what can be sent; the thread sees to the rest."""
+        self._push()
+        if self._end.pending():  # the window is closed: has the peer opened it meanwhile?
+            self._end.take_in()
+            self._push()
+            if self._end.pending() and not self._told.is_set():
+                self._tell()
+
+    def _tail(self) -> None:
+        """The first message since the last push waits: does it go now, or with others?"""
+        answers, self._answers = self._answers, False
+        if answers or time.monotonic() - self._pushed > limits.ZMQ_TAIL_DELAY:
+            self._push()
+            if not self._end.pending():
+                return
+        if not self._told.is_set():
+            self._tell()
+
+    def _tell(self) -> None:
+        """Have the thread send what waits, if nobody else does in a moment."""
+        self._told.set()
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._push_tails, name="ciphermq zmq", daemon=True
+            )
+            self._thread.start()
+
+    def _step(self, deadline: float | None, what: str) -> None:
+        """Do what can be done, then wait a little for what may come; `WaitTimeout` at the end."""
+        self._push()
+        now = time.monotonic()
+        if now - self._ticked >= limits.ZMQ_TICK:
+            self._ticked = now
+            self._end.tick()
+            self._push()
+        wait = limits.ZMQ_TICK
+        if deadline is not None:
+            if now >= deadline:
+                raise WaitTimeout(f"{what} in time")
+            wait = min(wait, deadline - now)
+        milliseconds = max(1, int(wait * 1000))
+        if self._waits != milliseconds:
+            self._waits = self.socket.rcvtimeo = milliseconds
+        self._end.take_one()
+        # What is sent now is probably an answer, for which somebody waits.
+        self._answers = True
+
+    # --- the thread ---------------------------------------------------------------------------
+
+    def _push_tails(self) -> None:
+        while not self._closed.is_set():
+            self._told.wait()
+            delay = limits.ZMQ_TAIL_DELAY
+            while not self._closed.is_set():
+                seen = self._pushes
+                self._closed.wait(delay)
+                with self._lock:
+                    if self._closed.is_set():
+                        return
+                    if not self._end.pending():
+                        self._told.clear()
+                        break
+                    if self._pushes != seen:
+                        delay = limits.ZMQ_TAIL_DELAY
+                        continue
+                    self._push()
+                    if self._end.pending():
+                        # What comes may be what lets us send: the window bounds how much it is.
+                        self._end.take_in()
+                        self._push()
+                    if not self._end.pending():
+                        self._told.clear()
+                        break
+                    delay = min(2 * delay, _SLOWEST)
+
+
+class TlsDealer(_Plain):
+    """A DEALER whose messages go through TLS to one `TlsRouter`, over however many hops.
+
+    Errors end a session and are raised once, by the next call: `TlsFailed`, `ConnectionLost`,
+    `ProtocolNotOffered`. The call after that begins a new session; what was under way in the old
+    one may be lost, as ZeroMQ's messages may.
+    """
+
+    _KIND = Kind.DATA
+    _TYPE: int = zmq.DEALER
+
+    def __init__(
+        self,
+        tls: ssl.SSLContext,
+        *,
+        server_name: str,
+        context: zmq.Context[Any] | None = None,
+        bare: bool = False,
+        times: Times | None = None,
+    ) -> None:
+        """`tls`: see `client_context`; `server_name` is what the server's certificate must be
+        for. `context`: ZeroMQ's, by default the process's own."""
+        kind = Kind.BARE if bare else self._KIND
+        if bare and self._TYPE != zmq.REQ:
+            raise UsageError("the bare protocol is for TlsReq")
+        self._machine = DealerMachine(
+            tls,
+            kind,
+            server_name=server_name,
+            new_token=new_token,
+            where=server_name,
+            times=times,
+        )
+        self._enough = limits.ZMQ_COALESCE
+        super().__init__(self._TYPE, context, lambda sock: DealerEnd(sock, self._machine))
+        self._inbox = self._machine.inbox
+
+    @property
+    def peer_certificate(self) -> bytes:
+        """The server's, DER; empty while there is no session."""
+        return self._machine.peer_certificate
+
+    @property
+    def tls_version(self) -> str:
+        """``TLSv1.3`` or ``TLSv1.2``; empty while there is no session."""
+        return self._machine.tls_version
+
+    @property
+    def sessions(self) -> int:
+        """TLS sessions begun so far."""
+        return self._machine.sessions
+
+    def send_multipart(self, parts: Sequence[Buffer], *, timeout: float | None = None) -> None:
+        """Send a message of one or more parts; waits while too much is under way.
+
+        `WaitTimeout` after `timeout` seconds; the message is sent all the same, later.
+        """
+        machine = self._machine
+        with self._lock:
+            first = not machine.waiting.messages
+            machine.send(parts)
+            size = machine.waiting.size
+            if size >= self._enough or machine.error is not None:
+                self._send_now(timeout)
+                # While the window is closed, more is gathered before it is tried again.
+                self._enough = machine.waiting.size + limits.ZMQ_COALESCE
+            elif first:
+                self._tail()
+
+    def send(self, data: Buffer, *, timeout: float | None = None) -> None:
+        """Send a message of one part."""
+        self.send_multipart([data], timeout=timeout)
+
+    def recv_multipart(self, *, timeout: float | None = None) -> Parts:
+        """The next message's parts; `WaitTimeout` after `timeout` seconds."""
+        if self._inbox:
+            return self._inbox.popleft()
+        return self._wait_for_message(timeout)
+
+    def recv(self, *, timeout: float | None = None) -> bytes:
+        """The next message, its parts joined."""
+        parts = self.recv_multipart(timeout=timeout)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _send_now(self, timeout: float | None) -> None:
+        machine = self._machine
+        self._push_on()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while machine.full:
+            machine.raise_error()
+            self._step(deadline, f"the server at {machine.where} did not take what was sent")
+        machine.raise_error()
+
+    def _wait_for_message(self, timeout: float | None) -> Parts:
+        machine, inbox = self._machine, self._inbox
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._lock:
+            machine.open()
+            while True:
+                if inbox:
+                    return inbox.popleft()
+                machine.raise_error()
+                machine.take()
+                self._step(deadline, f"nothing came from the server at {machine.where}")
+
+
+class TlsReq(TlsDealer):
+    """A REQ: a request, its answer, the next request. With ``bare=True`` it speaks to servers of
+    the published example: TLS bytes behind an empty frame, and nothing else."""
+
+    _KIND = Kind.REQUEST
+    _TYPE = zmq.REQ
+
+
+class TlsRouter(_Plain):
+    """A ROUTER for any number of clients, each known by its certificate.
+
+    A session that fails ends by itself: `on_end` is told, the others go on.
+    """
+
+    def __init__(
+        self,
+        tls: ssl.SSLContext,
+        *,
+        context: zmq.Context[Any] | None = None,
+        bare: bool = False,
+        on_end: OnEnd | None = None,
+        times: Times | None = None,
+        bounds: Bounds | None = None,
+    ) -> None:
+        """`tls`: see `server_context`. ``bare=True`` lets clients of the published example in too:
+        REQ sockets that send TLS bytes behind an empty frame, and nothing else. `on_end` is called
+        with the `Peer`, if it was known yet, and the error, or None when it ended in order."""
+        self._machine = RouterMachine(
+            tls,
+            identify=client_id_of,
+            bare=bare,
+            on_end=on_end,
+            times=times,
+            bounds=bounds,
+        )
+        super().__init__(zmq.ROUTER, context, lambda sock: RouterEnd(sock, self._machine))
+        self._inbox = self._machine.inbox
+
+    @property
+    def sessions(self) -> int:
+        """How many TLS sessions there are."""
+        return self._machine.sessions
+
+    def send_multipart(
+        self, peer: Peer, parts: Sequence[Buffer], *, timeout: float | None = None
+    ) -> None:
+        """Send `peer` a message; waits while too much is under way to it.
+
+        Raises `ConnectionLost` when it has ended; `WaitTimeout` after `timeout` seconds, and the
+        message is sent all the same, later.
+        """
+        with self._lock:
+            size = self._machine.send(peer, parts)
+            if size >= limits.ZMQ_COALESCE:
+                self._send_now(peer, timeout)
+            elif not (self._answers and self._inbox):  # else there are more answers to come
+                self._tail()
+            elif not self._told.is_set():
+                self._tell()
+
+    def send(self, peer: Peer, data: Buffer, *, timeout: float | None = None) -> None:
+        """Send `peer` a message of one part."""
+        self.send_multipart(peer, [data], timeout=timeout)
+
+    def recv_multipart(self, *, timeout: float | None = None) -> tuple[Peer, Parts]:
+        """The next message: whose, and its parts; `WaitTimeout` after `timeout` seconds."""
+        if self._inbox:
+            return self._inbox.popleft()
+        return self._wait_for_message(timeout)
+
+    def recv(self, *, timeout: float | None = None) -> tuple[Peer, bytes]:
+        """The next message: whose, and its parts joined."""
+        peer, parts = self.recv_multipart(timeout=timeout)
+        return peer, parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _send_now(self, peer: Peer, timeout: float | None) -> None:
+        self._push()
+        if self._end.pending():
+            self._end.take_in()
+            self._push()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while peer.full:
+            self._step(deadline, f"{peer!r} did not take what was sent")
+
+    def _wait_for_message(self, timeout: float | None) -> tuple[Peer, Parts]:
+        machine, inbox = self._machine, self._inbox
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._lock:
+            while not inbox:
+                machine.take()
+                self._step(deadline, "nothing came from any client")
+            return inbox.popleft()

@@ -1,0 +1,193 @@
+"""A session that carries messages of several parts, and what waits to go into it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from ciphermq import limits
+from ciphermq.errors import ConnectionLost, RemoteProtocolError, UsageError
+from ciphermq.wire.tls import CHUNK
+from ciphermq.wire.tlszmq import parts as codec
+from ciphermq.wire.tlszmq.header import Buffer, Head, Kind
+from ciphermq.wire.tlszmq.parts import Parts, PartsReader
+from ciphermq.wire.tlszmq.session import Session
+
+_OVERHEAD: Final = 8
+"""Bytes that a small message takes besides its own, about."""
+
+
+class Waiting:
+    """Messages that wait to be encrypted, in their order."""
+
+    __slots__ = ("_large", "messages", "size")
+
+    def __init__(self) -> None:
+        self.messages: list[list[bytes]] = []
+        self.size = 0
+        """Bytes, about."""
+        self._large = False
+
+    def put(self, parts: Sequence[Buffer]) -> None:
+        """Add one. `UsageError` for what is no message."""
+        if len(parts) == 1 and type(parts[0]) is bytes:
+            message = [parts[0]]
+            size = len(parts[0])
+        else:
+            message = [_own(part) for part in parts]
+            size = sum(map(len, message)) + _OVERHEAD * len(message)
+        if size >= codec.LARGE_FROM:
+            self._check(message, size)
+            self._large = True
+        elif not message or len(message) > limits.MAX_PARTS:
+            raise UsageError(f"a message has 1 to {limits.MAX_PARTS} parts, not {len(message)}")
+        self.messages.append(message)
+        self.size += size + _OVERHEAD
+
+    def _check(self, message: list[bytes], size: int) -> None:
+        if len(message) > limits.MAX_PARTS:
+            raise UsageError(f"a message has 1 to {limits.MAX_PARTS} parts, not {len(message)}")
+        if size > limits.MAX_ZMQ_MESSAGE:
+            raise UsageError(
+                f"a message has at most {limits.MAX_ZMQ_MESSAGE} bytes, not {size}: cut it up"
+            )
+
+    def take(self) -> list[list[bytes]]:
+        """All of it. It is empty then."""
+        messages, self.messages, self.size, self._large = self.messages, [], 0, False
+        return messages
+
+    def pieces(self) -> Iterator[Buffer]:
+        """All of it as blocks, in pieces for one TLS write each. It is empty then."""
+        large = self._large
+        messages = self.take()
+        if not large:
+            yield from _cut(codec.small(messages))
+            return
+        run: list[list[bytes]] = []
+        for message in messages:
+            if sum(map(len, message)) < codec.LARGE_FROM:
+                run.append(message)
+                continue
+            if run:
+                yield from _cut(codec.small(run))
+                run = []
+            yield from codec.large(message)
+        if run:
+            yield from _cut(codec.small(run))
+
+
+def _own(part: Buffer) -> bytes:
+    """`part`, out of reach of whoever may still change it."""
+    if type(part) is bytes:
+        return part
+    try:
+        return bytes(memoryview(part))
+    except TypeError:
+        raise UsageError(f"a part of a message is bytes, not {type(part).__name__}") from None
+
+
+def _cut(block: Buffer) -> Iterator[Buffer]:
+    if len(block) <= CHUNK:
+        yield block
+        return
+    view = memoryview(block)
+    for at in range(0, len(view), CHUNK):
+        yield view[at : at + CHUNK]
+
+
+class Speaker:
+    """A `Session` with parts in it. Errors are `TransportError`s, and end the session."""
+
+    def __init__(self, session: Session, waiting: Waiting, scratch: memoryview) -> None:
+        """`waiting`: what goes out through it; `scratch`: shared, nothing stays in it."""
+        self.session = session
+        self.waiting = waiting
+        self.stuck: list[list[Buffer]] = []
+        """Messages that a socket had no room for."""
+        self._reader = PartsReader(scratch, limits.MAX_ZMQ_MESSAGE + 5 * limits.MAX_PARTS)
+        self._scratch = scratch
+        self._pieces: deque[Buffer] = deque()
+        self._bare = session.kind is Kind.BARE
+
+    @property
+    def mid_message(self) -> bool:
+        """Whether a message has been encrypted in part."""
+        return bool(self._pieces)
+
+    @property
+    def replaced(self) -> list[bytes]:
+        """Tokens of sessions that the peer says this one replaces."""
+        return self._reader.replaced
+
+    # --- incoming -----------------------------------------------------------------------------
+
+    def receive(self, head: Head, body: Sequence[Buffer], now: float) -> list[Parts]:
+        """Take a message in; the messages that are whole with it."""
+        session = self.session
+        if not session.accept(head, sum(map(len, body)), now):
+            return []
+        found: list[Parts] = []
+        for data in body:
+            for at in range(0, len(data), 2 * CHUNK):
+                session.feed(data if len(data) <= 2 * CHUNK else data[at : at + 2 * CHUNK])
+                if session.established or session.shake():
+                    self._drain(found)
+        return [[b"".join(part for (part,) in found)]] if self._bare and found else found
+
+    def _drain(self, found: list[Parts]) -> None:
+        session, reader = self.session, self._reader
+        if self._bare:
+            while size := session.fill(self._scratch):
+                found.append([bytes(self._scratch[:size])])
+            return
+        pump = session.pump
+        try:
+            while size := session.fill(reader.room()):
+                found += reader.filled(size)
+                if not pump.buffered:
+                    break
+        except RemoteProtocolError as error:
+            who = f"the {session.role.peer.value} at {session.where}"
+            raise session.fail(ConnectionLost(f"{who} broke the protocol: {error}")) from error
+
+    # --- outgoing -----------------------------------------------------------------------------
+
+    def replaces(self, token: bytes) -> None:
+        """Tell the peer, before anything else, that this session replaces another."""
+        self.session.write(codec.replaces(token))
+
+    def outgoing(self, *, more: bool = True) -> Iterator[list[Buffer]]:
+        """ZeroMQ messages to send now. Without `more` none is begun that waits."""
+        session = self.session
+        if session.strict:
+            self._encrypt(more=more, size=limits.MAX_ZMQ_MESSAGE)
+            if (message := session.message()) is not None:
+                yield message
+            return
+        while True:
+            if session.room:
+                self._encrypt(more=more, size=limits.ZMQ_PACKET)
+            if (message := session.message()) is None:
+                return
+            yield message
+            if not (self._pieces or (more and self.waiting.messages)):
+                return
+
+    def _encrypt(self, *, more: bool, size: int) -> None:
+        session, pieces = self.session, self._pieces
+        if not session.established:
+            return
+        if self._bare:
+            for (data,) in self.waiting.take():
+                session.write(data)
+            return
+        while size > 0:
+            if not pieces:
+                if not (more and self.waiting.messages):
+                    return
+                pieces.extend(self.waiting.pieces())
+            piece = pieces.popleft()
+            session.write(piece)
+            size -= len(piece)
