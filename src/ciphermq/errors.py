@@ -52,7 +52,8 @@
     ├── RemoteProtocolError            the peer sent what the protocol forbids
     │   ├── FrameTooLarge
     │   ├── UnknownFrame
-    │   └── MalformedFrame
+    │   ├── MalformedFrame
+    │   └── AmqpFault                  AMQP 0.9.1's: has the reply code of the Close that says it
     ├── TransportError                 the connection
     │   ├── ConnectFailed              refused, unreachable
     │   │   └── HostUnknown            the name has no address
@@ -83,6 +84,7 @@
     │   └── SegmentDropped             the payload is at another place by now: look it up again
     ├── CatalogError                   public keys and metadata
     ├── StoreError                     Inbox and Outbox files on a client's machine
+    ├── ProxyError                     the AMQP proxy's own: `proxy/refusal.py` and its neighbours
     ├── AlreadyDone                    its effect is committed in the Inbox: skip it
     └── Unfinished                     it ended before all that was asked for was done
 
@@ -330,6 +332,14 @@ class MalformedFrame(RemoteProtocolError):
     """A frame whose body is not what its type demands."""
 
 
+class AmqpFault(RemoteProtocolError):
+    """An AMQP 0.9.1 peer broke the protocol; `reply` is the code of the Close that tells it."""
+
+    def __init__(self, reply: int, message: str) -> None:
+        super().__init__(message)
+        self.reply = reply
+
+
 class TransportError(CipherMQError):
     """The connection could not be made, or ended."""
 
@@ -456,6 +466,10 @@ class CatalogError(CipherMQError):
 
 class StoreError(CipherMQError):
     """An Outbox or trust file on a client's machine can't be read or written."""
+
+
+class ProxyError(CipherMQError):
+    """The AMQP proxy could not do what it was asked."""
 
 
 class AlreadyDone(CipherMQError):

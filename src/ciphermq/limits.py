@@ -396,3 +396,46 @@ OUTBOX_WIPE: Final = 1.0
 
 STORE_PRUNE: Final = 3600.0
 """How often an Inbox looks for ids that are older than any message may be."""
+
+# --- the AMQP proxy ----------------------------------------------------------------------------
+
+AMQP_FRAME: Final = 128 * KIB
+"""The greatest frame-max the proxy offers and takes: RabbitMQ's own default."""
+
+AMQP_HANDSHAKE_FRAME: Final = AMQP_FRAME
+"""A frame of the handshake; a token among the client's credentials can make StartOk long."""
+
+PROXY_HANDSHAKE_BYTES: Final = 2 * AMQP_FRAME
+"""What a client may send before its broker's OpenOk. Clients that pipeline send less than a
+frame; what is more waits in the socket."""
+
+PROXY_BUFFER: Final = 256 * KIB
+"""Read at a time, by whichever session has something; a worker has one such buffer."""
+
+PROXY_CLIENT_TIMEOUT: Final = 10.0
+"""RabbitMQ gives clients the same for their handshake."""
+
+PROXY_ADMISSION_TIMEOUT: Final = 10.0
+"""Clients give up a connection attempt after 10 to 60 seconds."""
+
+PROXY_PAUSED_HOLD: Final = 600.0
+"""Long enough to move a vhost; clients that wait less long come again by themselves."""
+
+PROXY_CONNECT_TIMEOUT: Final = 3.0
+"""One lost SYN (sent again after one second) and then two thirds of the next; the client
+waits while a farm's backends are tried one after another."""
+
+PROXY_BROKER_TIMEOUT: Final = 5.0
+"""A broker that doesn't even say Start within this is passed over for the next."""
+
+PROXY_OPEN_OK_TIMEOUT: Final = 30.0
+"""The broker asks its own authentication backends before OpenOk."""
+
+PROXY_CLOSE_OK_TIMEOUT: Final = 5.0
+"""Whoever hasn't answered a Close by then won't."""
+
+PROXY_STALL_TIMEOUT: Final = 60.0
+"""AMQP's own heartbeats find a dead peer sooner; this is for connections without them."""
+
+PROXY_DRAIN: Final = 30.0
+"""How long an exit or restart waits for clients to finish after their Close."""
