@@ -439,3 +439,23 @@ PROXY_STALL_TIMEOUT: Final = 60.0
 
 PROXY_DRAIN: Final = 30.0
 """How long an exit or restart waits for clients to finish after their Close."""
+
+# --- the AMQP proxy's configuration and control -----------------------------------------------
+
+MAX_PROXY_NAME: Final = 255
+"""Of a vhost, backend, farm…: a vhost is AMQP's shortstr, the others need no more."""
+
+MAX_PROXY_ENTRIES: Final = 100_000
+"""Backends, farms, maps or a kind's limits: every worker holds them all, about 200 bytes each."""
+
+MAX_PROXY_FARM: Final = 1024
+"""Backends of one farm: all of them are ordered anew for each session."""
+
+MAX_PROXY_LISTENERS: Final = 256
+"""Each is a socket in every worker."""
+
+MAX_PROXY_CERTIFICATES: Final = 1024
+"""Server names with a certificate of their own: each holds a TLS context, some 50 kB, a worker."""
+
+MAX_PROXY_LIMIT: Final = 2**53 - 1
+"""A limit's number: what JSON and Lua readers keep exactly."""
