@@ -34,11 +34,8 @@ class Office(Protocol):
         """Make one change, here and in every worker.
 
         Listening sockets are opened before anything else changes. `ProxyError` with a sentence
-        when it can't be made; then nothing has changed.
+        when it can't be made; then nothing has changed. ``CONFIG RELOAD`` is a `ReplaceAll`.
         """
-
-    async def replace(self, configuration: Configuration) -> None:
-        """Take over a whole configuration (``CONFIG RELOAD``), as `change` does."""
 
     async def sessions(self) -> list[Mapping[str, object]]:
         """Every session's `describe()`, by id: the fields of ``CONN`` in their order."""
