@@ -85,6 +85,12 @@
     ├── CatalogError                   public keys and metadata
     ├── StoreError                     Inbox and Outbox files on a client's machine
     ├── ProxyError                     the AMQP proxy's own: `proxy/refusal.py` and its neighbours
+    │   └── MoveError                  a broker or the proxy said no to a part of a vhost's move
+    │       ├── MoveRefused            before anything was changed
+    │       └── MoveStopped            part-way: it can be taken up again, or back
+    │   ├── ListenFailed               a port: in use, not permitted, no such address
+    │   ├── ChannelLost                another process of the proxy has ended
+    │   └── HandoverFailed             a running proxy could not be succeeded
     ├── AlreadyDone                    its effect is committed in the Inbox: skip it
     └── Unfinished                     it ended before all that was asked for was done
 
@@ -470,6 +476,30 @@ class StoreError(CipherMQError):
 
 class ProxyError(CipherMQError):
     """The AMQP proxy could not do what it was asked."""
+
+
+class MoveError(ProxyError):
+    """A broker or the proxy said no to a part of a vhost's move."""
+
+
+class MoveRefused(MoveError):
+    """A vhost can't be moved as things are; nothing has been changed."""
+
+
+class MoveStopped(MoveError):
+    """A move ended part-way: run it again to go on where it was, or with `--back` to undo it."""
+
+
+class ListenFailed(ProxyError):
+    """A port can't be listened on: it is in use, not permitted, or the address isn't here."""
+
+
+class ChannelLost(ProxyError):
+    """Another process of the proxy has ended."""
+
+
+class HandoverFailed(ProxyError):
+    """A running proxy could not be succeeded by this one; it goes on as it was."""
 
 
 class AlreadyDone(CipherMQError):

@@ -459,3 +459,122 @@ MAX_PROXY_CERTIFICATES: Final = 1024
 
 MAX_PROXY_LIMIT: Final = 2**53 - 1
 """A limit's number: what JSON and Lua readers keep exactly."""
+
+# --- the AMQP proxy's processes ----------------------------------------------------------------
+
+PROXY_WORKERS: Final = 64
+"""At most; by itself there is one a core, four at most: brokers need cores as well."""
+
+PROXY_WORKERS_DEFAULT: Final = 4
+"""See `PROXY_WORKERS`."""
+
+PROXY_PACKET: Final = 64 * KIB
+"""A piece of what processes say to each other: Linux takes 208 KiB a packet unless told less."""
+
+PROXY_PACKETS_AT_ONCE: Final = 16
+"""Read at a time, so that a long answer doesn't hold up the sessions."""
+
+PROXY_DESCRIPTORS: Final = 250
+"""Descriptors that travel in one packet: Linux takes 253."""
+
+PROXY_FLUSH_POLL: Final = 0.005
+"""How often a process that ends looks whether its last words were taken."""
+
+PROXY_BACKLOG: Final = 4096
+"""Connections that wait to be accepted, a socket; Linux's own default for the most there may be
+(net.core.somaxconn)."""
+
+PROXY_ACCEPTS_AT_ONCE: Final = 64
+"""Accepted at a time, so that a storm of new connections leaves turns to those that are open."""
+
+PROXY_ACCEPT_PAUSE: Final = 1.0
+"""How long nothing is accepted once descriptors have run out."""
+
+PROXY_DESCRIPTOR_RESERVE: Final = 64
+"""Descriptors of a worker that are not for sessions: listening sockets, DNS, logs, splices."""
+
+PROXY_OPEN_FILES: Final = 1 << 20
+"""Descriptors a process asks for, where the system allows as many: half a million sessions."""
+
+PROXY_SOURCES: Final = 10_000
+"""Client machines with statistics of their own, a worker: some 500 bytes each."""
+
+PROXY_STATISTICS_PERIOD: Final = 1.0
+"""Statistics are of one second, as amqpprox's are."""
+
+PROXY_WORKER_START: Final = 30.0
+"""A worker that hasn't begun by then is ended and started anew; half a second is usual."""
+
+PROXY_WORKER_PAUSE: Final = 1.0
+"""Before a worker is started that ended sooner than `PROXY_WORKER_STEADY` after its start."""
+
+PROXY_WORKER_STEADY: Final = 10.0
+"""See `PROXY_WORKER_PAUSE`."""
+
+PROXY_WORKER_KILL: Final = 5.0
+"""Beyond the drain time: a worker that hasn't ended by then is killed."""
+
+PROXY_HANDOVER_DRAIN: Final = 600.0
+"""How long the sessions of a proxy that handed over go on before they get Close 320: consumers
+rarely end by themselves, and all of them coming again at once is what nobody wants."""
+
+PROXY_HANDOVER_TIMEOUT: Final = 60.0
+"""For a successor to start its workers, once it has been given everything."""
+
+PROXY_CONTROL_LINE: Final = 64 * KIB
+"""One command: a farm of a thousand backends fits."""
+
+PROXY_CONTROL_TIMEOUT: Final = 10.0
+"""For a control client to send its command, or to take a piece of the answer."""
+
+PROXY_CONTROL_CLIENTS: Final = 256
+"""At a time; further ones wait to be accepted."""
+
+PROXY_LOG_DELAY: Final = 0.05
+"""How long lines are gathered before they are written."""
+
+PROXY_LOG_QUEUE: Final = 1024
+"""Gatherings of lines that wait for the disk or terminal; what is more is dropped, and counted."""
+
+PROXY_LOG_BACKLOG: Final = 4 * MIB
+"""Bytes of lines a worker keeps for a supervisor that doesn't take them."""
+
+PROXY_LOG_STOP: Final = 5.0
+"""How long the end waits for the log to be written."""
+
+PROXY_LOG_FILE: Final = 32 * MIB
+"""A log file's size; amqpprox has the same."""
+
+PROXY_LOG_FILES: Final = 1024 * MIB
+"""All log files of a program in one directory; amqpprox has the same."""
+
+# --- moving a vhost ---------------------------------------------------------------------------
+
+MOVE_FRAME_MAX: Final = 128 * KIB
+"""What RabbitMQ offers: its frames go out again as they came in."""
+
+MOVE_HEARTBEAT: Final = 30
+"""A broker that is silent for twice as long is gone; moving its messages starts again elsewhere."""
+
+MOVE_CONNECT_TIMEOUT: Final = 30.0
+"""To open a connection to a broker, which may be busy starting up."""
+
+MOVE_ANSWER_TIMEOUT: Final = 60.0
+"""For one answer of a management API or of the proxy: importing 10,000 queues takes 20 s."""
+
+MOVE_PREFETCH: Final = 1000
+"""Messages of a queue on their way. RabbitMQ syncs confirms every 25 ms or sooner, so this allows
+40,000 messages a second a queue; it is also how many a SIGKILL can double."""
+
+MOVE_IN_FLIGHT: Final = 16 * MIB
+"""Bytes of a queue on their way, and a message more: its memory, whatever the messages' size."""
+
+MOVE_QUEUES_AT_ONCE: Final = 8
+"""Queues whose messages are moved at the same time: RabbitMQ has one process a queue, so this keeps
+eight cores busy at either side."""
+
+MOVE_CLOSE_TIMEOUT: Final = 15.0
+"""How long clients may take to answer their Close before their connections are cut."""
+
+MOVE_QUIET_TIMEOUT: Final = 60.0
+"""How long a broker may take to notice that its connections have ended."""

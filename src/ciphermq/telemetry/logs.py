@@ -43,7 +43,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        message, fields = _parts(record)
+        message, fields = parts(record)
         line: dict[str, object] = {
             "timestamp": _timestamp(record),
             "level": record.levelname.lower(),
@@ -62,16 +62,16 @@ class ConsoleFormatter(logging.Formatter):
     """``12:30:01 warning  message  key=value``, safe to show on a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        message, fields = _parts(record)
+        message, fields = parts(record)
         time = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
-        text = f"{time} {record.levelname.lower():<8} {_printable(message)}"
-        text += "".join(f"  {key}={_printable(str(value))}" for key, value in fields.items())
+        text = f"{time} {record.levelname.lower():<8} {printable(message)}"
+        text += "".join(f"  {key}={printable(str(value))}" for key, value in fields.items())
         # A traceback quotes strangers, too: set in, none of its lines can pose as another event.
         traceback = (record.exc_text or "").splitlines()
-        return "\n".join([text, *(f"  {_printable(line)}" for line in traceback)])
+        return "\n".join([text, *(f"  {printable(line)}" for line in traceback)])
 
 
-def _parts(record: logging.LogRecord) -> tuple[str, dict[str, object]]:
+def parts(record: logging.LogRecord) -> tuple[str, dict[str, object]]:
     """An event and its fields; a record of another library has only its text."""
     parts: tuple[str, dict[str, object]] | None = getattr(record, RECORD_FIELDS, None)
     return parts if parts is not None else (record.getMessage(), {})
@@ -82,7 +82,7 @@ def _timestamp(record: logging.LogRecord) -> str:
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """`text` with control characters escaped: a stranger's name must not steer the terminal."""
     return "".join(
         character if character.isprintable() else repr(character)[1:-1] for character in text
