@@ -477,9 +477,6 @@ PROXY_PACKETS_AT_ONCE: Final = 16
 PROXY_DESCRIPTORS: Final = 250
 """Descriptors that travel in one packet: Linux takes 253."""
 
-PROXY_FLUSH_POLL: Final = 0.005
-"""How often a process that ends looks whether its last words were taken."""
-
 PROXY_BACKLOG: Final = 4096
 """Connections that wait to be accepted, a socket; Linux's own default for the most there may be
 (net.core.somaxconn)."""

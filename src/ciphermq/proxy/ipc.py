@@ -82,6 +82,7 @@ class Channel:
         self._pieces: list[bytes] = []
         self._descriptors: list[int] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._emptied = asyncio.Event()
         self.queued = 0
         """Bytes the other side has not taken yet."""
         self.closed = False
@@ -110,8 +111,8 @@ class Channel:
 
     async def flush(self) -> None:
         """Wait until the other side's socket has all that was said, or is gone."""
-        while self._outgoing and not self.closed:
-            await asyncio.sleep(limits.PROXY_FLUSH_POLL)
+        if self._outgoing and not self.closed:
+            await self._emptied.wait()
 
     def close(self) -> None:
         """End the conversation; questions that wait raise `ChannelLost`. May be repeated."""
@@ -122,6 +123,7 @@ class Channel:
         self._loop.remove_writer(self._sock.fileno())
         self._sock.close()
         self._outgoing.clear()
+        self._emptied.set()
         self.queued = 0
         close_all(self._descriptors)
         for _, future in self._waiting.values():
@@ -145,6 +147,7 @@ class Channel:
         for piece in pieces[:-1]:
             self._outgoing.append((_MORE + piece, ()))
         self._outgoing.append((_LAST + pieces[-1], ()))
+        self._emptied.clear()
         self.queued += len(whole)
         self._flush()
 
@@ -166,6 +169,7 @@ class Channel:
             self._outgoing.popleft()
             self.queued -= len(packet) - 1
         self._loop.remove_writer(self._sock.fileno())
+        self._emptied.set()
 
     # --- in ---
 

@@ -101,10 +101,13 @@ class Lines(logging.Handler):
 
     def pass_on(self) -> None:
         """Pass on what has come together."""
-        with self.lock or logging.Lock():
+        self.acquire()
+        try:
             file, self._file = self._file, []
             console, self._console = self._console, []
             self._due = False
+        finally:
+            self.release()
         if file or console:
             self._take(_joined(file), _joined(console))
 

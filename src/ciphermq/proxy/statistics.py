@@ -124,39 +124,49 @@ class Tally(msgspec.Struct):
             (self.sources, source),
         ):
             if key:
-                line = lines.get(key)
-                if line is None:
-                    line = lines[key] = Counts()
-                line.add(counts)
+                _add(lines, key, counts)
 
     def add(self, other: Tally) -> None:
         """Add the other's lines to these."""
         self.overall.add(other.overall)
-        for own, others in zip(self._maps(), other._maps(), strict=True):
+        for own, others in (
+            (self.vhosts, other.vhosts),
+            (self.backends, other.backends),
+            (self.named, other.named),
+            (self.sources, other.sources),
+        ):
             for key, counts in others.items():
-                line = own.get(key)
-                if line is None:
-                    line = own[key] = Counts()
-                line.add(counts)
+                _add(own, key, counts)
 
     def since(self, before: Tally) -> Tally:
         """Every line's growth since `before`."""
-        grown = [
-            {key: counts.since(then.get(key, _NOTHING)) for key, counts in now.items()}
-            for now, then in zip(self._maps(), before._maps(), strict=True)
-        ]
-        return Tally(self.overall.since(before.overall), *grown)
+        return Tally(
+            self.overall.since(before.overall),
+            _since(self.vhosts, before.vhosts),
+            _since(self.backends, before.backends),
+            _since(self.named, before.named),
+            _since(self.sources, before.sources),
+        )
 
     def without_gauges(self) -> Tally:
         """The totals alone: what a worker that is gone leaves behind."""
-        nothing = Tally()
-        left = self.since(nothing)
-        for line in (left.overall, *(line for lines in left._maps() for line in lines.values())):
-            line.paused = line.active = 0
+        left = self.since(Tally())
+        left.overall.paused = left.overall.active = 0
+        for lines in (left.vhosts, left.backends, left.named, left.sources):
+            for line in lines.values():
+                line.paused = line.active = 0
         return left
 
-    def _maps(self) -> tuple[dict[str, Counts], ...]:
-        return self.vhosts, self.backends, self.named, self.sources
+
+def _add(lines: dict[str, Counts], key: str, counts: Counts) -> None:
+    line = lines.get(key)
+    if line is None:
+        line = lines[key] = Counts()
+    line.add(counts)
+
+
+def _since(now: Mapping[str, Counts], before: Mapping[str, Counts]) -> dict[str, Counts]:
+    return {key: counts.since(before.get(key, _NOTHING)) for key, counts in now.items()}
 
 
 class Snapshot(msgspec.Struct):
@@ -183,7 +193,8 @@ def show(shape: str, what: str) -> Show | None:
     ``vhost=``, ``backend=`` or ``source=`` and a name (a backend's address and port, joined by an
     underscore, or its name). One of which nothing is known is shown as zeros.
     """
-    style = {"json": _Json, "human": _Human}.get(shape.lower())
+    styles: Mapping[str, type[_Json | _Human]] = {"json": _Json, "human": _Human}
+    style = styles.get(shape.lower())
     if style is None:
         return None
     kind, equals, name = what.partition("=")
