@@ -575,3 +575,29 @@ MOVE_CLOSE_TIMEOUT: Final = 15.0
 
 MOVE_QUIET_TIMEOUT: Final = 60.0
 """How long a broker may take to notice that its connections have ended."""
+
+PROXY_REST_FIRST: Final = 1.0
+"""A backend that failed is left alone for this long: about what a broker's restart of its
+listener takes. It doubles with each further failure."""
+
+PROXY_REST_LONGEST: Final = 60.0
+"""So that a backend which was away for a day is used within a minute of its return."""
+
+PROXY_PROBE: Final = 15.0
+"""How long the one session that tries a failed backend again keeps the others from it: longer
+than its connection, TLS and Start may take together."""
+
+PROXY_RATES: Final = 10_000
+"""Vhosts whose rate is remembered at a time; one whose second is over need not be."""
+
+PROXY_CONTROL_LINE: Final = 64 * KIB
+"""A control command: a FARM ADD of 1,024 backends with names of 60 characters."""
+
+PROXY_CONTROL_CLIENTS: Final = 256
+"""Control clients at a time; more wait in the socket's backlog. Statistics readers count."""
+
+PROXY_CONTROL_PATIENCE: Final = 10.0
+"""How long a control client may take to finish its line, or to read what was written to it."""
+
+PROXY_RESOLVE_TIMEOUT: Final = 5.0
+"""For a name given in a command: whoever typed it is waiting."""

@@ -15,9 +15,16 @@ from typing import Literal
 
 import msgspec
 
-LimitKind = Literal["conn_rate", "conn_rate_alarm", "data_rate", "data_rate_alarm", "connections"]
+LimitKind = Literal[
+    "conn_rate",
+    "conn_rate_alarm",
+    "data_rate",
+    "data_rate_alarm",
+    "connections",
+    "connections_alarm",
+]
 """Connections a second (refuse, or only log), bytes a second from the client (pace, or only
-log), and connections at a time (refuse)."""
+log), and connections at a time (refuse, or only log)."""
 
 VerifyMode = Literal["none", "peer", "fail_if_no_peer_cert", "client_once"]
 Side = Literal["ingress", "egress"]
@@ -25,7 +32,9 @@ Side = Literal["ingress", "egress"]
 DEFAULT_SELECTOR = "round-robin"
 
 
-class Backend(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Backend(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
     """One broker.
 
     `address` is what `host` meant when the backend was added; with `dns` it is empty and the
@@ -44,7 +53,9 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     drained: bool = False
 
 
-class Farm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Farm(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
     """Several backends, by name: `partitions` order them in tiers, `selector` within a tier."""
 
     name: str
@@ -53,14 +64,16 @@ class Farm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     partitions: tuple[str, ...] = ()
 
 
-class Target(msgspec.Struct, frozen=True):
+class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where a vhost goes."""
 
     kind: Literal["backend", "farm"]
     name: str
 
 
-class Listener(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Listener(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
     """A listening socket. An empty `address` is every address of both families.
 
     `proxy_header`: every connection begins with a PROXY header (v1 or v2), whose source address
@@ -78,7 +91,7 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.port, self.address
 
 
-class Certificate(msgspec.Struct, frozen=True, kw_only=True):
+class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A certificate chain and its key, both PEM files, shown for one server name (SNI).
 
     `server_name` is lower case; ``*.example.org`` stands for any one label.
@@ -89,7 +102,9 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     key_file: str
 
 
-class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class TlsSettings(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
     """One side's TLS; paths are as given, an empty one is not set.
 
     `key_file` and `rsa_key_file` are two words for the same thing; the one set last counts and
@@ -105,7 +120,9 @@ class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     certificates: tuple[Certificate, ...] = ()
 
 
-class Limit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Limit(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
     """One kind of limit: for vhosts in general, and those of single vhosts, which go before."""
 
     default: int | None = None
@@ -117,7 +134,7 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.default if own is None else own
 
 
-class AuthService(msgspec.Struct, frozen=True):
+class AuthService(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An HTTP service that is asked about every new session."""
 
     host: str
@@ -125,7 +142,7 @@ class AuthService(msgspec.Struct, frozen=True):
     target: str
 
 
-class ExternalUser(msgspec.Struct, frozen=True):
+class ExternalUser(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The broker's user for clients that prove a certificate's name with EXTERNAL.
 
     Only the password's file is kept here (its first line is the password), so no configuration,
@@ -136,14 +153,16 @@ class ExternalUser(msgspec.Struct, frozen=True):
     password_file: str
 
 
-class Destination(msgspec.Struct, frozen=True):
+class Destination(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A host and port of something that is not a backend: statsd, the metrics page."""
 
     host: str
     port: int
 
 
-class Configuration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Configuration(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
     """All of it."""
 
     datacenter: str = ""
