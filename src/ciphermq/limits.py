@@ -590,14 +590,24 @@ than its connection, TLS and Start may take together."""
 PROXY_RATES: Final = 10_000
 """Vhosts whose rate is remembered at a time; one whose second is over need not be."""
 
-PROXY_CONTROL_LINE: Final = 64 * KIB
-"""A control command: a FARM ADD of 1,024 backends with names of 60 characters."""
-
-PROXY_CONTROL_CLIENTS: Final = 256
-"""Control clients at a time; more wait in the socket's backlog. Statistics readers count."""
-
-PROXY_CONTROL_PATIENCE: Final = 10.0
-"""How long a control client may take to finish its line, or to read what was written to it."""
-
 PROXY_RESOLVE_TIMEOUT: Final = 5.0
 """For a name given in a command: whoever typed it is waiting."""
+
+PROXY_AUTH_TIMEOUT: Final = 8.0
+"""For the authentication service's answer: less than `PROXY_ADMISSION_TIMEOUT`, so that the client
+is told whose fault it is."""
+
+PROXY_AUTH_ANSWER: Final = 64 * KIB
+"""A reason that fits a Close has 255 bytes; credentials may be a long token."""
+
+PROXY_AUTH_CONNECTIONS: Final = 32
+"""Questions to the authentication service at a time, a worker; the others wait in line."""
+
+PROXY_NAME_TIMEOUT: Final = 1.0
+"""How long a session waits for its client's name; it has the address otherwise."""
+
+PROXY_NAME_LIFETIME: Final = 300.0
+"""How long a name is believed."""
+
+PROXY_NAMES_AT_ONCE: Final = 2
+"""Names asked for at a time: the resolver has four threads, and backends need it too."""
