@@ -412,6 +412,12 @@ frame; what is more waits in the socket."""
 PROXY_BUFFER: Final = 256 * KIB
 """Read at a time, by whichever session has something; a worker has one such buffer."""
 
+PROXY_SMALL_BUFFER: Final = 16 * KIB
+"""Read at a time while slow peers together have left more than"""
+
+PROXY_KEPT: Final = 64 * MIB
+"""bytes in a worker: each slow session then holds a TLS record's worth at most."""
+
 PROXY_CLIENT_TIMEOUT: Final = 10.0
 """RabbitMQ gives clients the same for their handshake."""
 
@@ -589,6 +595,9 @@ than its connection, TLS and Start may take together."""
 
 PROXY_RATES: Final = 10_000
 """Vhosts whose rate is remembered at a time; one whose second is over need not be."""
+
+PROXY_PEM: Final = 4 * MIB
+"""A file of certificates named in a command: all public authorities together are 250 kB."""
 
 PROXY_RESOLVE_TIMEOUT: Final = 5.0
 """For a name given in a command: whoever typed it is waiting."""
