@@ -201,7 +201,8 @@ class Authenticator:
                 max_keepalive_connections=limits.PROXY_AUTH_CONNECTIONS,
             )
             # An http_proxy in the environment isn't meant for this.
-            self._client = httpx.AsyncClient(limits=bounds, trust_env=False, timeout=None)
+            late = limits.PROXY_AUTH_TIMEOUT
+            self._client = httpx.AsyncClient(limits=bounds, trust_env=False, timeout=late)
         where = f"{self.service.host}:{self.service.port}"
         headers = {"content-type": "application/octet-stream"}
         try:

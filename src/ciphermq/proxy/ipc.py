@@ -88,21 +88,20 @@ class Channel:
         self.closed = False
         self._loop.add_reader(sock.fileno(), self._readable)
 
-    async def ask(self, question: Any, descriptors: Sequence[int] = ()) -> Any:
-        """The other side's answer. `descriptors` stay the caller's, to be closed when it came.
+    def ask(self, question: Any, descriptors: Sequence[int] = ()) -> asyncio.Future[Any]:
+        """Ask, before anything else is said; the future is the answer.
 
-        `ProxyError` where it was refused; `ChannelLost` when the other side is gone.
+        `descriptors` stay the caller's, to be kept open until the answer is there. The future
+        raises `ProxyError` where it was refused, `ChannelLost` when the other side is gone.
         """
-        if self.closed:
-            raise ChannelLost("the other process has ended")
-        self._number += 1
         future: asyncio.Future[Any] = self._loop.create_future()
+        if self.closed:
+            future.set_exception(ChannelLost("the other process has ended"))
+            return future
+        self._number += 1
         self._waiting[self._number] = (type(question), future)
         self._send(self._number, _ASKED, question, descriptors)
-        try:
-            return await future
-        finally:
-            self._waiting.pop(self._number, None)
+        return future
 
     def tell(self, message: Any) -> None:
         """Say it, and want no answer. Nothing, when the other side is gone."""
@@ -212,7 +211,7 @@ class Channel:
             return
         asked, future = self._waiting.pop(envelope.number, (type(None), None))
         if future is None or future.done():
-            close_all(descriptors)
+            close_all(descriptors)  # whoever asked doesn't wait any longer
         elif envelope.kind == _REFUSED:
             future.set_exception(ProxyError(_sentences.decode(envelope.body)))
         else:
@@ -226,6 +225,12 @@ class Channel:
         except CipherMQError as error:
             if asked and not self.closed:
                 self._send(envelope.number, _REFUSED, str(error))
+            return
+        except Exception as error:  # noqa: BLE001  (whoever asked must not wait for ever)
+            _log.exception("a message could not be handled", message=type(question).__name__)
+            if asked and not self.closed:
+                name = type(question).__name__
+                self._send(envelope.number, _REFUSED, f"{name} failed: {error!r}; see the log")
             return
         if asked and not self.closed:
             if isinstance(answer, WithDescriptors):

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from ciphermq.proxy.change import Change
+from ciphermq.proxy.limits import Verdict
 from ciphermq.proxy.model import Configuration, Listener
 from ciphermq.proxy.office import SessionAct, VhostAct
 from ciphermq.proxy.statistics import Process, Tally
@@ -35,6 +36,8 @@ class Begin(_Message, frozen=True, kw_only=True):
     configuration: Configuration
     console_level: int
     file_level: int
+    """Unless the configuration says otherwise."""
+    log_as_json: bool
     listeners: tuple[Listener, ...]
 
 
@@ -79,10 +82,14 @@ class StopAccepting(_Message, frozen=True):
 
 
 class Drain(_Message, frozen=True):
-    """End the sessions that are left after `seconds` with Close 320, or all of them now, and
-    answer when none is left or `close_seconds` later."""
+    """End every session in order, and answer with the number of those that had to be cut off.
 
-    seconds: float
+    They may go on for `patience` seconds; those that are left get Close 320 with `reason`, one
+    after another over `spread` seconds; `close_seconds` after the last Close they are cut off.
+    """
+
+    patience: float
+    spread: float
     close_seconds: float
     reason: str
 
@@ -140,13 +147,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     pools: Mapping[int, tuple[int, int]]
     next_id: int
     accepting: bool
-
-
-class Verdict(msgspec.Struct, frozen=True):
-    """Empty: it may. `alarm` is for the log in either case."""
-
-    refusal: str = ""
-    alarm: str = ""
 
 
 class Estate(msgspec.Struct, frozen=True, kw_only=True):
