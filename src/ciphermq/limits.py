@@ -620,3 +620,15 @@ PROXY_NAME_LIFETIME: Final = 300.0
 
 PROXY_NAMES_AT_ONCE: Final = 2
 """Names asked for at a time: the resolver has four threads, and backends need it too."""
+
+PROXY_METRICS_REQUEST: Final = 16 * KIB
+"""A scraper's request, of which only the first line is read."""
+
+PROXY_ANSWER_TIMEOUT: Final = 30.0
+"""For a worker to do what the supervisor asks: it is between two sessions within milliseconds."""
+
+PROXY_DRAIN_STEP: Final = 0.1
+"""Sessions that are closed over a while are closed this often, some at a time."""
+
+PROXY_HANDOVER_SPREAD: Final = 30.0
+"""Over how long those are closed that a handover's patience was not enough for."""

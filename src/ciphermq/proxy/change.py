@@ -10,7 +10,7 @@ proxies that kept their configuration.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, TypeVar
 
 import msgspec
@@ -32,7 +32,9 @@ from ciphermq.proxy.model import (
     Side,
     Target,
     TlsSettings,
+    Verbosity,
     VerifyMode,
+    in_order,
 )
 
 _Value = TypeVar("_Value")
@@ -41,12 +43,30 @@ TlsFile = Literal["key_file", "chain_file", "dh_file", "ca_file"]
 LogSink = Literal["console", "file"]
 
 
+def check_names(names: Collection[str]) -> None:
+    """Raise `ProxyError` if there are too many names, or one is none."""
+    if len(names) > limits.MAX_PROXY_ENTRIES:
+        raise ProxyError(f"At most {limits.MAX_PROXY_ENTRIES} of each are kept.")
+    for name in names:
+        # What can't be printed would come out again in a listing, on somebody's terminal.
+        if not name or not name.isprintable() or len(name.encode()) > limits.MAX_PROXY_NAME:
+            most = limits.MAX_PROXY_NAME
+            raise ProxyError(f"A name is 1 to {most} bytes of text, which {name[:40]!r} is not.")
+
+
+def check_limit(kind: LimitKind, value: int) -> None:
+    """Raise `ProxyError` if a limit of this kind can't have this value."""
+    least = 1 if kind.startswith("data_rate") else 0
+    if not least <= value <= limits.MAX_PROXY_LIMIT:
+        raise ProxyError(f"A limit is {least} to {limits.MAX_PROXY_LIMIT}, not {value}.")
+
+
 def _with(members: Mapping[str, _Value], name: str, value: _Value) -> dict[str, _Value]:
     """A copy that has this member, in its old place if it was there."""
-    if not name or len(name.encode()) > limits.MAX_PROXY_NAME:
-        raise ProxyError(f"A name has 1 to {limits.MAX_PROXY_NAME} bytes: {name[:40]!r} has not.")
-    if name not in members and len(members) >= limits.MAX_PROXY_ENTRIES:
-        raise ProxyError(f"There are {len(members)} of these already, and no more are kept.")
+    if name not in members:
+        check_names([name])
+        if len(members) >= limits.MAX_PROXY_ENTRIES:
+            raise ProxyError(f"There are {len(members)} of these already, and no more are kept.")
     return {**members, name: value}
 
 
@@ -228,7 +248,7 @@ class StartListening(_Change, frozen=True):
                 )
         if len(now.listeners) >= limits.MAX_PROXY_LISTENERS:
             raise ProxyError(f"At most {limits.MAX_PROXY_LISTENERS} ports are listened on.")
-        return replace(now, listeners=(*now.listeners, new))
+        return in_order(replace(now, listeners=(*now.listeners, new)))
 
 
 class StopListening(_Change, frozen=True):
@@ -300,7 +320,7 @@ class AddCertificate(_Change, frozen=True):
         if len(kept) >= limits.MAX_PROXY_CERTIFICATES:
             raise ProxyError(f"At most {limits.MAX_PROXY_CERTIFICATES} server names have one.")
         certificates = (*kept, self.certificate)
-        return replace(now, ingress=replace(now.ingress, certificates=certificates))
+        return in_order(replace(now, ingress=replace(now.ingress, certificates=certificates)))
 
 
 class DeleteCertificate(_Change, frozen=True):
@@ -328,9 +348,7 @@ class SetLimit(_Change, frozen=True):
 
     def apply(self, now: Configuration) -> Configuration:
         if self.value is not None:
-            least = 1 if self.kind.startswith("data_rate") else 0
-            if not least <= self.value <= limits.MAX_PROXY_LIMIT:
-                raise ProxyError(f"A limit is {least} to {limits.MAX_PROXY_LIMIT}.")
+            check_limit(self.kind, self.value)
         old = now.limits.get(self.kind, Limit())
         if self.vhost is None:
             new = replace(old, default=self.value)
@@ -422,11 +440,9 @@ class SetLog(_Change, frozen=True):
     """How much is logged to one place: 0 fatal … 5 trace."""
 
     sink: LogSink
-    level: int
+    level: Verbosity
 
     def apply(self, now: Configuration) -> Configuration:
-        if not 0 <= self.level <= 5:
-            raise ProxyError("Verbosity is 0 (fatal) to 5 (trace).")
         return replace(now, **{f"{self.sink}_level": self.level})
 
 

@@ -11,9 +11,10 @@ and a session that meets such a gap is refused with the name that is missing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 LimitKind = Literal[
     "conn_rate",
@@ -25,6 +26,10 @@ LimitKind = Literal[
 ]
 """Connections a second (refuse, or only log), bytes a second from the client (pace, or only
 log), and connections at a time (refuse, or only log)."""
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Verbosity = Annotated[int, msgspec.Meta(ge=0, le=5)]
+"""0 fatal … 5 trace."""
 
 VerifyMode = Literal["none", "peer", "fail_if_no_peer_cert", "client_once"]
 Side = Literal["ingress", "egress"]
@@ -45,7 +50,7 @@ class Backend(
     name: str
     datacenter: str
     host: str
-    port: int
+    port: Port
     address: str = ""
     dns: bool = False
     proxy_protocol: Literal[0, 1, 2] = 0
@@ -80,7 +85,7 @@ class Listener(
     is believed.
     """
 
-    port: int
+    port: Port
     address: str = ""
     secure: bool = False
     proxy_header: bool = False
@@ -138,7 +143,7 @@ class AuthService(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An HTTP service that is asked about every new session."""
 
     host: str
-    port: int
+    port: Port
     target: str
 
 
@@ -157,7 +162,7 @@ class Destination(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A host and port of something that is not a backend: statsd, the metrics page."""
 
     host: str
-    port: int
+    port: Port
 
 
 class Configuration(
@@ -186,9 +191,9 @@ class Configuration(
     metrics: Destination | None = None
     hostnames: bool = False
     """Clients are named by reverse DNS instead of by address (``MAPHOSTNAME DNS``)."""
-    console_level: int | None = None
-    """0 fatal … 5 trace; None leaves what the command line said."""
-    file_level: int | None = None
+    console_level: Verbosity | None = None
+    """None leaves what the command line said."""
+    file_level: Verbosity | None = None
 
     def limit(self, kind: LimitKind, vhost: str) -> int | None:
         """The limit of this kind that holds for a vhost, or None."""
@@ -202,3 +207,13 @@ class Configuration(
     def paused(self, vhost: str) -> bool:
         """Whether new sessions of a vhost are held."""
         return self.vhosts.get(vhost, False)
+
+
+def in_order(configuration: Configuration) -> Configuration:
+    """The same with its listeners and certificates sorted, so that equal ones compare as such."""
+    certificates = sorted(configuration.ingress.certificates, key=lambda one: one.server_name)
+    return replace(
+        configuration,
+        listeners=tuple(sorted(configuration.listeners, key=lambda listener: listener.key)),
+        ingress=replace(configuration.ingress, certificates=tuple(certificates)),
+    )

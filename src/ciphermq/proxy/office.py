@@ -7,7 +7,7 @@ anew with the configuration as it then is.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -46,7 +46,7 @@ class Office(Protocol):
     async def vhost(self, vhost: str, act: VhostAct) -> int:
         """Do it to every session of a vhost; how many there were."""
 
-    def statistics(self) -> AsyncIterator[Snapshot]:
+    def statistics(self) -> AsyncGenerator[Snapshot, None]:
         """A snapshot once a second, each of the second before it, until the iterator is closed."""
 
     async def health(self) -> Mapping[str, Mapping[str, object]]:

@@ -1,0 +1,91 @@
+"""One control client, from its first byte to its last.
+
+Whoever may open the socket may steer the proxy, so nobody here is an enemy; but many scripts come
+at once, and some hang. So: one command a connection, a line of bounded length and time, answers
+written piece by piece as the reader takes them, and a reader that stops is left behind. Commands
+of different clients run side by side; the office puts their changes in one order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from ciphermq import limits
+from ciphermq.errors import CipherMQError, ProxyError
+from ciphermq.proxy.control.commands import execute, failure
+from ciphermq.proxy.control.words import Line, parse
+from ciphermq.proxy.office import Office
+from ciphermq.telemetry import get_logger
+
+_log = get_logger("proxy.control")
+
+DONE, FAILED = b"\x000", b"\x003"
+"""What follows the answer for a client that asked for ``--status``."""
+
+
+class Desk:
+    """Answers control clients for one `Office`.
+
+    `serve` is for ``asyncio.start_unix_server(desk.serve, limit=limits.PROXY_CONTROL_LINE)``.
+    """
+
+    def __init__(self, office: Office, patience: float = limits.PROXY_CONTROL_TIMEOUT) -> None:
+        self._office = office
+        self._patience = patience
+        self._places = asyncio.Semaphore(limits.PROXY_CONTROL_CLIENTS)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Read one command, do it, answer, close."""
+        # The client may leave, or stop reading, at any time: there is nobody to tell then.
+        with contextlib.suppress(OSError, TimeoutError):
+            async with self._places:
+                line = await self._line(reader, writer)
+                if line is not None:
+                    await self._answer(line, writer)
+        writer.close()
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(self._patience):
+                await writer.wait_closed()
+        if writer.transport is not None:
+            writer.transport.abort()
+
+    async def _line(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> Line | None:
+        try:
+            async with asyncio.timeout(self._patience):
+                raw = await reader.readuntil(b"\n")
+        except asyncio.IncompleteReadError as error:
+            raw = error.partial  # `printf` without a line break: the stream's end says as much
+            if not raw:
+                return None
+        except asyncio.LimitOverrunError:
+            most = limits.PROXY_CONTROL_LINE
+            await self._say(writer, f"A command has at most {most} bytes.\n".encode())
+            return None
+        return parse(raw)
+
+    async def _answer(self, line: Line, writer: asyncio.StreamWriter) -> None:
+        status = DONE
+        async with contextlib.aclosing(execute(self._office, line.words, line.json)) as pieces:
+            try:
+                async for piece in pieces:
+                    await self._say(writer, piece.encode(errors="surrogateescape"))
+            except CipherMQError as error:
+                status = FAILED
+                await self._say(writer, failure(error, line.json).encode(errors="replace"))
+            except (OSError, TimeoutError):
+                raise
+            except Exception as error:  # noqa: BLE001 — a fault in a command must not be silence
+                status = FAILED
+                _log.exception("A control command failed", command=" ".join(line.words[:2]))
+                told = ProxyError(f"The proxy has a fault, which is in its log: {error!r}")
+                await self._say(writer, failure(told, line.json).encode(errors="replace"))
+        if line.status:
+            await self._say(writer, status)
+
+    async def _say(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        writer.write(data)
+        async with asyncio.timeout(self._patience):
+            await writer.drain()

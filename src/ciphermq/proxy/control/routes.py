@@ -1,0 +1,181 @@
+"""BACKEND, FARM, MAP, DATACENTER: where sessions go."""
+
+from __future__ import annotations
+
+from msgspec import to_builtins
+
+from ciphermq.errors import ProxyError
+from ciphermq.proxy.change import (
+    AddBackend,
+    AddFarm,
+    DeleteBackend,
+    DeleteFarm,
+    DrainBackend,
+    Map,
+    PartitionFarm,
+    SetDatacenter,
+    SetDefault,
+    Unmap,
+)
+from ciphermq.proxy.control.grammar import Call
+from ciphermq.proxy.control.lookup import address_of
+from ciphermq.proxy.control.rules import Answer, rule
+from ciphermq.proxy.model import Backend, Farm, Target
+from ciphermq.proxy.office import Office
+from ciphermq.proxy.partitions import PARTITIONS
+from ciphermq.proxy.selectors import SELECTORS
+
+
+async def _backend(call: Call) -> Backend:
+    dns = "ADD_DNS" in call.keywords or "REPLACE_DNS" in call.keywords
+    if {"SEND-PROXY", "SEND-PROXY-V2"} <= set(call.keywords):
+        raise ProxyError("A connection begins with one PROXY header: SEND-PROXY or SEND-PROXY-V2.")
+    return Backend(
+        name=call["name"],
+        datacenter=call["datacenter"],
+        host=call["host"],
+        port=call["port"],
+        address="" if dns else await address_of(call["host"]),
+        dns=dns,
+        proxy_protocol=(
+            1 if "SEND-PROXY" in call.keywords else 2 if "SEND-PROXY-V2" in call.keywords else 0
+        ),
+        tls="TLS" in call.keywords,
+    )
+
+
+@rule(
+    "BACKEND ADD_DNS name datacenter host port [SEND-PROXY] [SEND-PROXY-V2] [TLS]",
+    "Add a broker whose name is looked up for each session",
+)
+@rule(
+    "BACKEND ADD name datacenter host port [SEND-PROXY] [SEND-PROXY-V2] [TLS]",
+    "Add a broker; its name is looked up now",
+)
+async def add_backend(office: Office, call: Call) -> None:
+    await office.change(AddBackend(await _backend(call)))
+
+
+@rule(
+    "BACKEND REPLACE|REPLACE_DNS name datacenter host port [SEND-PROXY] [SEND-PROXY-V2] [TLS]",
+    "Give a broker new particulars; its farms keep it, its sessions go on",
+)
+async def replace_backend(office: Office, call: Call) -> None:
+    await office.change(AddBackend(await _backend(call), instead=True))
+
+
+@rule("BACKEND DELETE name", "Delete a broker that no farm has; its sessions go on")
+async def delete_backend(office: Office, call: Call) -> None:
+    await office.change(DeleteBackend(call["name"]))
+
+
+@rule("BACKEND DRAIN|UNDRAIN name", "Keep new sessions from a broker, or no longer")
+async def drain_backend(office: Office, call: Call) -> None:
+    await office.change(DrainBackend(call["name"], call.keywords[1] == "DRAIN"))
+
+
+@rule("BACKEND PRINT", "Show all brokers")
+async def print_backends(office: Office, call: Call) -> Answer:
+    backends = [one for _, one in sorted(office.configuration.backends.items())]
+    return Answer("".join(map(_backend_line, backends)), to_builtins(backends))
+
+
+def _backend_line(backend: Backend) -> str:
+    address = f"[{backend.address}]" if ":" in backend.address else backend.address
+    proxy = f" PROXY PROTOCOL V{backend.proxy_protocol} ENABLED" if backend.proxy_protocol else ""
+    return (
+        f"{backend.name} ({backend.datacenter}): {backend.host} {address}:{backend.port}{proxy}"
+        f"{' TLS' if backend.tls else ''}{' DRAINED' if backend.drained else ''}\n"
+    )
+
+
+@rule("BACKEND HEALTH", "Show which brokers answered when they were last tried")
+async def print_health(office: Office, call: Call) -> Answer:
+    known = await office.health()
+    value = {
+        name: dict(known.get(name, {"state": "healthy"}))
+        for name in sorted(office.configuration.backends)
+    }
+    lines = [
+        f"{name}: {health['state']}"
+        + (f" for {health['rest']:.0f} s: {health['error']}" if health.get("rest") else "")
+        + "\n"
+        for name, health in value.items()
+    ]
+    return Answer("".join(lines), value)
+
+
+@rule(
+    "FARM ADD|ADD_MANUAL name selector backend...",
+    "Add a farm, or give it other brokers; see the reference for selectors",
+)
+async def add_farm(office: Office, call: Call) -> None:
+    SELECTORS.find(call["selector"])
+    farm = Farm(name=call["name"], selector=call["selector"], backends=tuple(call["backend"]))
+    await office.change(AddFarm(farm))
+
+
+@rule(
+    "FARM PARTITION name policy",
+    "Prefer some of a farm's brokers, as in datacenter-affinity",
+)
+async def partition_farm(office: Office, call: Call) -> None:
+    PARTITIONS.find(call["policy"])
+    await office.change(PartitionFarm(call["name"], call["policy"]))
+
+
+@rule("FARM DELETE name", "Delete a farm; its sessions go on")
+async def delete_farm(office: Office, call: Call) -> None:
+    await office.change(DeleteFarm(call["name"]))
+
+
+@rule("FARM PRINT", "Show all farms and their brokers")
+async def print_farms(office: Office, call: Call) -> Answer:
+    farms = [one for _, one in sorted(office.configuration.farms.items())]
+    lines = [f"{farm.name}: {''.join(f'{name} ' for name in farm.backends)}\n" for farm in farms]
+    return Answer("".join(lines), to_builtins(farms))
+
+
+@rule("MAP FARM vhost farm", "Send a vhost's new sessions to a farm")
+@rule("MAP BACKEND vhost backend", "Send a vhost's new sessions to a broker")
+async def map_vhost(office: Office, call: Call) -> None:
+    # The name need not exist yet: set-up scripts run in any order.
+    farm = call.get("farm")
+    target = Target("backend", call["backend"]) if farm is None else Target("farm", farm)
+    await office.change(Map(call["vhost"], target))
+
+
+@rule("MAP UNMAP vhost", "Send a vhost's new sessions to the default farm, if there is one")
+async def unmap_vhost(office: Office, call: Call) -> None:
+    await office.change(Unmap(call["vhost"]))
+
+
+@rule("MAP DEFAULT farm", "Send vhosts that are not mapped to a farm")
+async def set_default(office: Office, call: Call) -> None:
+    await office.change(SetDefault(Target("farm", call["farm"])))
+
+
+@rule("MAP REMOVE_DEFAULT", "Refuse vhosts that are not mapped")
+async def remove_default(office: Office, call: Call) -> None:
+    await office.change(SetDefault(None))
+
+
+@rule("MAP PRINT", "Show where vhosts go")
+async def print_maps(office: Office, call: Call) -> Answer:
+    now = office.configuration
+    maps = sorted(now.maps.items())
+    lines = [f'"{vhost}" => {target.kind.capitalize()}:{target.name}\n' for vhost, target in maps]
+    value = {vhost: {target.kind: target.name} for vhost, target in maps}
+    default = {now.default.kind: now.default.name} if now.default else None
+    return Answer("".join(lines), {"vhosts": value, "default": default})
+
+
+@rule("DATACENTER SET name", "Say in which data centre this proxy is")
+async def set_datacenter(office: Office, call: Call) -> None:
+    await office.change(SetDatacenter(call["name"]))
+
+
+@rule("DATACENTER PRINT", "Show in which data centre this proxy is")
+async def print_datacenter(office: Office, call: Call) -> Answer:
+    name = office.configuration.datacenter
+    return Answer(f"{name}\n", {"datacenter": name})
