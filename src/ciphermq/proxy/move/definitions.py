@@ -40,7 +40,7 @@ def _binding(thing: Json) -> Hashable:
 
 
 def _by_name(thing: Json) -> Hashable:
-    return thing["name"]
+    return str(thing["name"])
 
 
 def _parameter(thing: Json) -> Hashable:

@@ -86,6 +86,7 @@ class Drain:
         self._progress = Drained()
         self._failure: Exception | None = None
         self._moved = asyncio.Event()
+        self._settling = False
         source.on_message = self._on_message
         source.on_failure = target.on_failure = self._fail
         target.on_confirm = self._on_confirm
@@ -105,6 +106,9 @@ class Drain:
         """
         try:
             await self._run(queue, progress)
+        except asyncio.CancelledError:
+            await self._settle()
+            raise
         except CipherMQError as error:
             # When one link fails, the other is ended with it: its own error is only the echo.
             raise self._failure or error from None
@@ -131,6 +135,17 @@ class Drain:
         await self._target.call(
             spec.Exchange.Delete(exchange=exchange_for(name)), spec.Exchange.DeleteOk
         )
+
+    async def _settle(self) -> None:
+        """Take no more, and acknowledge what is on its way when the target has it: then nothing
+        is in both queues."""
+        self._settling = True
+        self._source.pause()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.MOVE_CLOSE_TIMEOUT):
+                while self._unconfirmed and self._failure is None:
+                    self._moved.clear()
+                    await self._moved.wait()
 
     async def _make_exchange(self, name: str) -> None:
         exchange = exchange_for(name)
@@ -202,7 +217,7 @@ class Drain:
             self._progress.moved_bytes += size
         if last:
             self._source.acknowledge(last)
-            if self._in_flight <= limits.MOVE_IN_FLIGHT // 2:
+            if self._in_flight <= limits.MOVE_IN_FLIGHT // 2 and not self._settling:
                 self._source.resume()
             if not self._unconfirmed:
                 self._moved.set()

@@ -208,7 +208,8 @@ class Link(asyncio.Protocol):
         with contextlib.suppress(Exception):
             async with asyncio.timeout(limits.MOVE_CONNECT_TIMEOUT):
                 if self.failure is None:
-                    self._paused = False
+                    self.on_message = _nothing  # what is delivered from here on goes back
+                    self.resume()
                     self._send(0, spec.Connection.Close(reply_code=200, reply_text="OK"))
                     await self._expect(spec.Connection.CloseOk)
         self.abort()
@@ -235,7 +236,7 @@ class Link(asyncio.Protocol):
         declared = await self.call(
             spec.Queue.Declare(queue=queue, passive=True), spec.Queue.DeclareOk
         )
-        return declared.message_count, declared.consumer_count
+        return declared.message_count or 0, declared.consumer_count or 0
 
     def publish(self, exchange: bytes, routing_key: bytes, message: Message) -> None:
         """Send a message on, mandatory."""
@@ -356,7 +357,8 @@ class Link(asyncio.Protocol):
         method, frames = self._content_method, b"".join(self._content)
         self._content.clear()
         if _METHOD.unpack_from(method, 7) == _RETURN:
-            self.on_return(pamqp.frame.unmarshal(method)[2].reply_text)
+            returned = cast("spec.Basic.Return", pamqp.frame.unmarshal(method)[2])
+            self.on_return(returned.reply_text)
             return
         at = 12 + method[11]
         (tag,) = _TAG.unpack_from(method, at)

@@ -55,12 +55,15 @@ class Management:
         """
         where = "/".join(quote(part, safe="") for part in path)
         params = {"columns": columns} if columns else None
+        return await self._request(method, where, json=body, params=params)
+
+    async def _request(self, method: str, where: str, **more: Any) -> Any:
         try:
-            answer = await self._client.request(method, where, json=body, params=params)
+            answer = await self._client.request(method, where, **more)
         except httpx.HTTPError as error:
             raise ConnectFailed(
                 f"The management API at {self.url} can't be reached: "
-                f"{error or type(error).__name__}"
+                f"{str(error) or type(error).__name__}"
             ) from error
         if answer.status_code == httpx.codes.NOT_FOUND:
             return None
@@ -141,13 +144,15 @@ class Management:
         """Let a user into the vhost."""
         await self.ask("PUT", "permissions", vhost, user, body=dict(rights))
 
+    async def delete_queue(self, vhost: str, queue: str) -> None:
+        """Delete a queue that has neither messages nor consumers."""
+        where = "/".join(quote(part, safe="") for part in ("queues", vhost, queue))
+        await self._request("DELETE", where, params={"if-empty": "true", "if-unused": "true"})
+
     async def close_connection(self, name: str) -> None:
         """End a client's connection, with a reason that it is told."""
-        where = f"{self.url}/api/connections/{quote(name, safe='')}"
-        try:
-            await self._client.delete(where, headers={"X-Reason": "the virtual host is moving"})
-        except httpx.HTTPError as error:
-            raise ConnectFailed(f"{self.url} can't be reached: {error}") from error
+        headers = {"X-Reason": "the virtual host is moving"}
+        await self._request("DELETE", f"connections/{quote(name, safe='')}", headers=headers)
 
 
 def _reason(answer: httpx.Response) -> str:
