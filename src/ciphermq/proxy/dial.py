@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ciphermq.errors import CipherMQError, ConnectFailed, HostUnknown, TlsFailed, WaitTimeout
 from ciphermq.proxy import proxyheader
@@ -21,12 +21,10 @@ class Place(NamedTuple):
     """One address to try."""
 
     family: int
-    address: tuple[str | int, ...]
+    address: tuple[Any, ...]
 
 
-async def dial(
-    backend: Backend, source: Source, contexts: Contexts, timeouts: Timeouts
-) -> End:
+async def dial(backend: Backend, source: Source, contexts: Contexts, timeouts: Timeouts) -> End:
     """A connection to `backend` on which AMQP can begin.
 
     `source` is the client, for a backend that wants a PROXY header.
@@ -97,9 +95,7 @@ async def _connect_to(place: Place, stall: float) -> socket.socket:
     return sock
 
 
-async def _start_tls(
-    end: End, backend: Backend, contexts: Contexts, timeouts: Timeouts
-) -> None:
+async def _start_tls(end: End, backend: Backend, contexts: Contexts, timeouts: Timeouts) -> None:
     where = f"backend {backend.name} at {backend.host}:{backend.port}"
     try:
         async with asyncio.timeout(timeouts.egress_tls):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ciphermq.errors import AmqpFault, ConnectionLost, TransportError, WaitTimeout
 from ciphermq.proxy.deadline import Deadline
-from ciphermq.proxy.end import VIEW, WAITING, End
+from ciphermq.proxy.end import BUFFER, VIEW, End
 from ciphermq.proxy.model import Backend
 from ciphermq.proxy.timeouts import Timeouts
 from ciphermq.wire.amqp import closing, properties
@@ -78,17 +78,22 @@ class Approach:
             return await self._done
         finally:
             self._deadline.clear()
-            self._end.hold(WAITING)
 
     def _readable(self) -> None:
+        if self._done.done():
+            return  # what comes behind OpenOk is the session's to read
         size = self._end.receive()
-        if size is None or self._done.done():
+        if size is None:
             return
         if not size:
             self._lost()
             return
         handshake = self._handshake
-        if handshake.state is State.START and not handshake.waiting and VIEW[:4] == b"AMQP":
+        if (
+            handshake.state is State.START
+            and not handshake.waiting
+            and BUFFER.startswith(b"AMQP", 0, size)
+        ):
             self._fail(ConnectionLost(f"{self._where()} speaks another version of AMQP than 0.9.1"))
             return
         handshake.receive(VIEW[:size])

@@ -12,7 +12,7 @@ from typing import Protocol
 from ciphermq import limits
 from ciphermq.errors import AmqpFault
 from ciphermq.proxy.end import BUFFER, PACED, STALLED, VIEW, End
-from ciphermq.proxy.pace import Pace
+from ciphermq.proxy.pace import Meter, Pace
 from ciphermq.wire.amqp.frames import Scanner
 
 
@@ -28,6 +28,9 @@ class Watcher(Protocol):
     def closing(self, pump: Pump) -> None:
         """The first Close or CloseOk has gone by."""
 
+    def alarmed(self, rate: int) -> None:
+        """More than `meter`'s rate has come within a second."""
+
 
 class Pump:
     """From `source` to `sink`. Counts bytes, packets (reads) and, in its scanner, frames."""
@@ -42,6 +45,7 @@ class Pump:
         "broken",
         "bytes",
         "dropping",
+        "meter",
         "pace",
         "packets",
         "scanner",
@@ -58,6 +62,7 @@ class Pump:
         self.bytes = 0
         self.packets = 0
         self.pace: Pace | None = None
+        self.meter: Meter | None = None
         self.dropping = False
         """What comes is followed, and goes nowhere."""
         self.broken = False
@@ -124,6 +129,8 @@ class Pump:
         if scanner.closing and not self._closing:
             self._closing = True
             self._watcher.closing(self)
+        if self.meter is not None and self.meter.took(size, self._loop.time()):
+            self._watcher.alarmed(self.meter.rate)
         if self.pace is not None and (delay := self.pace.took(size, self._loop.time())):
             self.source.hold(PACED)
             self._loop.call_later(delay, self.source.release, PACED)

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Final
 
 from pamqp import commands
+from pamqp.common import FieldValue
 from pamqp.base import Frame as Method
 from pamqp.frame import marshal
 
@@ -53,8 +54,8 @@ def _frame(method: Method) -> bytes:
 @cache
 def start(*mechanisms: str) -> bytes:
     """Start, with these SASL mechanisms on offer."""
-    properties = {
-        "capabilities": dict.fromkeys(CAPABILITIES, True),
+    properties: dict[str, FieldValue] = {
+        "capabilities": dict[str, FieldValue].fromkeys(CAPABILITIES, True),
         "product": "CipherMQ proxy",
         "information": "https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf",
     }

@@ -154,6 +154,11 @@ class Scanner:
         """Bytes that are still to come of the current frame; 0 when that isn't known or none is."""
         return self._need
 
+    @property
+    def begun(self) -> bytes:
+        """The beginning of a frame of which nothing is known yet: ten bytes at most."""
+        return self._head
+
     def scan(self, data: bytearray | bytes, size: int) -> None:
         """Go over the first `size` bytes of `data`.
 
@@ -283,9 +288,7 @@ class _Cycle:
             self.fixed.append((at - 1, _FILL[END]))
 
     @classmethod
-    def learn(
-        cls, data: bytearray | bytes, at: int, size: int, limit: int
-    ) -> _Cycle | None:
+    def learn(cls, data: bytearray | bytes, at: int, size: int, limit: int) -> _Cycle | None:
         """The shortest period that stands twice from `at` on, or None.
 
         Methods on channel 0 are no part of one: they have to be looked at. Nor is anything that
@@ -332,6 +335,4 @@ def _too_large(size: int, limit: int) -> AmqpFault:
 
 
 def _wrong_end(value: int) -> AmqpFault:
-    return AmqpFault(
-        FRAME_ERROR, f"FRAME_ERROR - a frame ends with byte {value} instead of {END}"
-    )
+    return AmqpFault(FRAME_ERROR, f"FRAME_ERROR - a frame ends with byte {value} instead of {END}")

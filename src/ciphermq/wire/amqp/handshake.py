@@ -75,9 +75,7 @@ FIRST: Final = {Role.BROKER: State.HEADER, Role.CLIENT: State.START}
 TABLE: Final[Mapping[tuple[State, Method], Rule]] = {
     # as a broker
     (State.HEADER, Method.PROTOCOL_HEADER): Rule(State.START_OK, "Start"),
-    (State.START_OK, Method.START_OK): Rule(
-        State.TUNE_OK, "Tune", "keeps it for the broker"
-    ),
+    (State.START_OK, Method.START_OK): Rule(State.TUNE_OK, "Tune", "keeps it for the broker"),
     (State.TUNE_OK, Method.TUNE_OK): Rule(State.OPEN, "", "keeps it for the broker"),
     (State.OPEN, Method.OPEN): Rule(
         State.HELD, "", "admits the client, chooses a broker, connects to it"
@@ -213,9 +211,7 @@ class Handshake:
                 "which can't be passed on",
             )
         name = method.name if method else "method {}.{}".format(*frame.method)
-        return AmqpFault(
-            closing.COMMAND_INVALID, f"COMMAND_INVALID - {name} instead of {wanted}"
-        )
+        return AmqpFault(closing.COMMAND_INVALID, f"COMMAND_INVALID - {name} instead of {wanted}")
 
 
 def _what_it_is(data: bytes) -> str:

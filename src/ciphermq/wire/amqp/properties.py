@@ -62,9 +62,7 @@ def read_start_ok(payload: bytes) -> StartOk:
 
 def write_start_ok(start_ok: StartOk, added: Mapping[str, str]) -> bytes:
     """A StartOk frame, with `added` string fields behind the properties that were there."""
-    table = start_ok.properties + b"".join(
-        _text(name, value) for name, value in added.items()
-    )
+    table = start_ok.properties + b"".join(_text(name, value) for name, value in added.items())
     mechanism = start_ok.mechanism.encode("ascii", "replace")
     payload = b"".join(
         (
