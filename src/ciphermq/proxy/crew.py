@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
-import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from ciphermq import limits
 from ciphermq.errors import ChannelLost, ProxyError
-from ciphermq.proxy import worker as worker_module
 from ciphermq.proxy.ipc import Channel, socket_pair
 from ciphermq.proxy.messages import Begin, ToSupervisor
 from ciphermq.telemetry import get_logger
 
 _log = get_logger("proxy.supervisor")
+
+_WORKER: Final = "ciphermq.proxy.worker"
 
 Beginning = Callable[[int], tuple[Begin, Sequence[int]]]
 """What a worker, from 0, is told first, with the sockets it accepts from."""
@@ -49,7 +48,7 @@ class Crew:
         self._on_message = on_message
         self._on_death = on_death
         self._members = [_Member(number) for number in range(size)]
-        self._ending = False
+        self._ending = asyncio.Event()
 
     async def start(self) -> None:
         """Start all of them. `ProxyError` when one doesn't begin."""
@@ -59,9 +58,7 @@ class Crew:
             member.keeper = loop.create_task(self._keep(member, future))
         await asyncio.gather(*begun)
 
-    async def ask(
-        self, number: int, question: Any, descriptors: Sequence[int] = ()
-    ) -> Any:
+    async def ask(self, number: int, question: Any, descriptors: Sequence[int] = ()) -> Any:
         """One worker's answer; None from one that is dead or dies meanwhile."""
         (answer,) = await self._gather([(self._members[number], question, descriptors)])
         return answer
@@ -70,14 +67,14 @@ class Crew:
         self,
         question: Callable[[int], Any],
         descriptors: Callable[[int], Sequence[int]] = lambda _: (),
-        timeout: float | None = limits.PROXY_ANSWER_TIMEOUT,
+        patience: float | None = limits.PROXY_ANSWER_TIMEOUT,
     ) -> list[Any]:
         """Every worker's answer, in order; None from those that are dead or die meanwhile.
 
         All are asked before this awaits anything. `ProxyError` when one refuses or is late.
         """
         asked = [(one, question(one.number), descriptors(one.number)) for one in self._members]
-        return await self._gather(asked, timeout)
+        return await self._gather(asked, patience)
 
     def pids(self) -> list[int | None]:
         """The workers' processes."""
@@ -85,14 +82,12 @@ class Crew:
 
     async def stop(self) -> None:
         """End all of them, at once. May be repeated."""
-        self._ending = True
+        self._ending.set()
         keepers = [one.keeper for one in self._members if one.keeper is not None]
         for member in self._members:
             if member.channel is not None:
                 member.channel.close()
-            if member.process is not None and member.process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    member.process.kill()
+            self._kill(member)
         for keeper in keepers:
             keeper.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
@@ -100,24 +95,24 @@ class Crew:
     def _gather(
         self,
         asked: Sequence[tuple[_Member, Any, Sequence[int]]],
-        timeout: float | None = limits.PROXY_ANSWER_TIMEOUT,
+        patience: float | None = limits.PROXY_ANSWER_TIMEOUT,
     ) -> Awaitable[list[Any]]:
         futures = [
             (member, member.channel.ask(question, descriptors))
             for member, question, descriptors in asked
             if member.channel is not None
         ]
-        return self._answers([member for member, _, _ in asked], dict(futures), timeout)
+        return self._answers([member for member, _, _ in asked], dict(futures), patience)
 
     async def _answers(
         self,
         members: Sequence[_Member],
         futures: dict[_Member, asyncio.Future[Any]],
-        timeout: float | None,
+        patience: float | None,
     ) -> list[Any]:
         if futures:
-            await asyncio.wait(futures.values(), timeout=timeout)
-        answers = []
+            await asyncio.wait(futures.values(), timeout=patience)
+        answers: list[Any] = []
         for member in members:
             future = futures.get(member)
             if future is None:
@@ -135,7 +130,7 @@ class Crew:
     async def _keep(self, member: _Member, begun: asyncio.Future[None]) -> None:
         """Start a worker, wait for its death, start it anew, for ever."""
         loop = asyncio.get_running_loop()
-        while not self._ending:
+        while True:
             started = loop.time()
             try:
                 await self._spawn(member)
@@ -144,13 +139,14 @@ class Crew:
                     begun.set_exception(ProxyError(f"A worker can't be started: {error}"))
                     return
                 _log.error("worker can't be started", worker=member.number + 1, reason=str(error))
+                self._kill(member)
             else:
                 if not begun.done():
                     begun.set_result(None)
                 elif member.process is not None:
                     _log.info("worker started", worker=member.number + 1, pid=member.process.pid)
             how = await self._death(member)
-            if self._ending:
+            if self._ending.is_set():
                 return
             self.restarts += 1
             _log.error("worker died, and is started anew", worker=member.number + 1, how=how)
@@ -165,7 +161,7 @@ class Crew:
                 member.process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     "-m",
-                    worker_module.__name__,
+                    _WORKER,
                     str(far.fileno()),
                     pass_fds=(far.fileno(),),
                     stdin=asyncio.subprocess.DEVNULL,
@@ -183,6 +179,12 @@ class Crew:
         beginning = channel.ask(begin, descriptors)
         async with asyncio.timeout(limits.PROXY_WORKER_START):
             await beginning
+
+    @staticmethod
+    def _kill(member: _Member) -> None:
+        if member.process is not None and member.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                member.process.kill()
 
     async def _death(self, member: _Member) -> str:
         if member.process is None:

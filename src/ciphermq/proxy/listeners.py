@@ -12,7 +12,7 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from ciphermq import limits
@@ -94,8 +94,10 @@ def _open(family: socket.AddressFamily, address: Address, *, shared: bool) -> so
 
 
 def _sentence(listener: Listener, error: OSError) -> str:
-    place = f"{listener.address} port {listener.port}" if listener.address else (
-        f"port {listener.port}"
+    place = (
+        f"{listener.address} port {listener.port}"
+        if listener.address
+        else (f"port {listener.port}")
     )
     reasons = {
         errno.EADDRINUSE: "another program listens there",
@@ -220,3 +222,76 @@ class Acceptor:
         for listener, sockets in self._sockets.items():
             for sock in sockets:
                 self._watch(sock, listener)
+
+
+class ListeningSockets:
+    """All listening sockets of the proxy, in the supervisor's hands."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._open: dict[Listener, list[socket.socket]] = {}
+
+    def prepare(self, wanted: Sequence[Listener]) -> dict[Listener, list[socket.socket]]:
+        """The sockets for those of `wanted` that have none; nothing changes until `settle`.
+
+        A listener that only changes its ways (TLS, PROXY headers) keeps its port's sockets.
+        `ListenFailed`: then none has been opened.
+        """
+        by_key = {old.key: old for old in self._open if old not in wanted}
+        prepared: dict[Listener, list[socket.socket]] = {}
+        try:
+            for listener in wanted:
+                if listener in self._open:
+                    continue
+                former = by_key.get(listener.key)
+                if former is not None:
+                    prepared[listener] = [sock.dup() for sock in self._open[former]]
+                else:
+                    prepared[listener] = open_sockets(listener, self._workers)
+        except (ListenFailed, OSError):
+            close_sockets(prepared)
+            raise
+        return prepared
+
+    def settle(
+        self, wanted: Sequence[Listener], prepared: dict[Listener, list[socket.socket]]
+    ) -> None:
+        """Take over what was prepared, and close what isn't wanted any more."""
+        for listener in [one for one in self._open if one not in wanted]:
+            close_sockets({listener: self._open.pop(listener)})
+        self._open.update(prepared)
+
+    def adopt(self, listeners: Sequence[Listener], descriptors: Sequence[int]) -> None:
+        """Take over sockets that another process has opened, one a listener named."""
+        for listener, descriptor in zip(listeners, descriptors, strict=True):
+            self._open.setdefault(listener, []).append(socket.socket(fileno=descriptor))
+
+    def of(
+        self, worker: int, listeners: Iterable[Listener] | None = None
+    ) -> tuple[tuple[Listener, ...], list[int]]:
+        """What one worker accepts from: of these listeners, or of all."""
+        wanted = self._open if listeners is None else listeners
+        return _flat({one: shares(self._open[one], self._workers)[worker] for one in wanted})
+
+    def all(self) -> tuple[tuple[Listener, ...], list[int]]:
+        """Everything, to be handed over."""
+        return _flat(self._open)
+
+    def close(self) -> None:
+        """Close them here; a process that was given them still has them."""
+        close_sockets(self._open)
+        self._open.clear()
+
+
+def _flat(
+    sockets: Mapping[Listener, Sequence[socket.socket]],
+) -> tuple[tuple[Listener, ...], list[int]]:
+    pairs = [(listener, sock.fileno()) for listener, some in sockets.items() for sock in some]
+    return tuple(listener for listener, _ in pairs), [descriptor for _, descriptor in pairs]
+
+
+def close_sockets(sockets: Mapping[Listener, Sequence[socket.socket]]) -> None:
+    """Close all of them."""
+    for some in sockets.values():
+        for sock in some:
+            sock.close()

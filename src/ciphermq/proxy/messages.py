@@ -156,9 +156,6 @@ class Estate(msgspec.Struct, frozen=True, kw_only=True):
     configuration: Configuration
     listeners: tuple[Listener, ...]
     next_id: int
-    pid: int
-    console_level: int
-    file_level: int
 
 
 ToWorker = (

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import resource
 import signal
 import socket
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import uvloop
 
 from ciphermq import limits
-from ciphermq.errors import ProxyError
 from ciphermq.proxy import exiting
 from ciphermq.proxy.gatekeeper import Gatekeeper
 from ciphermq.proxy.health import Health
@@ -45,9 +42,10 @@ from ciphermq.proxy.messages import (
 )
 from ciphermq.proxy.model import Configuration, Listener
 from ciphermq.proxy.office import SessionAct, VhostAct
+from ciphermq.proxy.process import process_now
 from ciphermq.proxy.routing import Router
 from ciphermq.proxy.session import Session, accept
-from ciphermq.proxy.statistics import Process, Tally
+from ciphermq.proxy.statistics import Tally
 from ciphermq.proxy.timeouts import Timeouts
 from ciphermq.proxy.tls import Contexts
 from ciphermq.telemetry import get_logger
@@ -78,7 +76,7 @@ class Worker:
             configuration,
             start=begin.worker,
             health=self._health,
-            complain=lambda sentence: _log.error(sentence),
+            complain=_log.error,
         )
         self._gate = Gatekeeper(configuration, router, channel)
         open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -248,19 +246,6 @@ class Worker:
         self._acceptor.close(drain_backlog=False)
         seconds = self._timeouts.drain
         await self._drain(Drain(seconds, 0.0, seconds, "the proxy has lost its supervisor"))
-
-
-def process_now() -> Process:
-    """What this process has used."""
-    times = os.times()
-    with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123  (once a second, at most)
-        pages = int(statm.read().split()[1])
-    return Process(
-        times.user,
-        times.system,
-        pages * resource.getpagesize() // limits.KIB,
-        len(os.listdir("/proc/self/fd")),  # noqa: PTH208  (only counted)
-    )
 
 
 async def _serve(descriptor: int) -> None:
