@@ -207,7 +207,7 @@ class Worker:
         spilled = 0
         for session in self._sessions.values():
             self._gate.count(tally, session, self._gate.counts(session))
-            spilled += session.spilled
+            spilled += session.spilled > 0
         return Report(
             tally=tally,
             process=process_now(),
