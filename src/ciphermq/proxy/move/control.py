@@ -16,6 +16,7 @@ from ciphermq.proxy.model import Backend, Farm, Target
 from ciphermq.proxy.move.record import Side
 
 _DONE: Final = "0"
+_AT_A_BROKER: Final = frozenset({"broker", "open", "leaving"})
 
 
 class Proxy:
@@ -98,11 +99,12 @@ class Proxy:
         await self.say("VHOST", "UNPAUSE", vhost)
 
     async def sessions(self, vhost: str) -> list[int]:
-        """Sessions of the vhost that have, or are getting, a connection to a broker."""
+        """Sessions of the vhost that have, or are getting, a connection to a broker: not those
+        that are only held."""
         return [
             session["id"]
             for session in await self._asked("CONN")
-            if session["vhost"] == vhost and not session["disconnected"] and not _held(session)
+            if session["vhost"] == vhost and session["state"] in _AT_A_BROKER
         ]
 
     async def end_session(self, number: int, *, force: bool) -> None:
@@ -114,7 +116,3 @@ class Proxy:
             if number in {each["id"] for each in await self._asked("CONN")}:
                 raise
 
-
-def _held(session: dict[str, Any]) -> bool:
-    """Whether it is only held: it has no broker yet, and gets none before the unpause."""
-    return bool(session["paused"]) and not session.get("egressRemote")

@@ -62,12 +62,11 @@ def _failed(error: CipherMQError, code: int, *, as_json: bool) -> int:
 
 
 async def _run(socket: Path, args: argparse.Namespace) -> None:
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     shelf = Shelf(args.state, args.vhost)
     with shelf.claimed():
-        await _Command(Proxy(socket), shelf, args).run()
+        work = asyncio.create_task(_Command(Proxy(socket), shelf, args).run())
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
+        await work
 
 
 class _Command:
