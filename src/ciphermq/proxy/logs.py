@@ -30,8 +30,8 @@ from typing import BinaryIO, Final
 
 from ciphermq import limits
 from ciphermq.errors import ConfigError
+from ciphermq.telemetry.formats import JsonFormatter, parts, printable
 from ciphermq.telemetry.logger import ROOT
-from ciphermq.telemetry.logs import JsonFormatter, parts, printable
 
 WORDS: Final = ("fatal", "error", "warn", "info", "debug", "trace")
 """Verbosity, from 0 on."""
