@@ -11,7 +11,7 @@ proxies that kept their configuration.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -75,6 +75,10 @@ def _without(members: Mapping[str, _Value], name: str) -> dict[str, _Value]:
 
 
 class _Change(msgspec.Struct, frozen=True, tag=True):
+    rereads: ClassVar[bool] = False
+    """Whether files are to be read anew although the configuration stays as it is: what is in
+    them may have changed (a renewed certificate)."""
+
     def apply(self, now: Configuration) -> Configuration:
         """The configuration after this change. `ProxyError` where it can't be made."""
         raise NotImplementedError
@@ -280,6 +284,7 @@ def _set_tls(now: Configuration, side: Side, settings: TlsSettings) -> Configura
 class SetTlsFile(_Change, frozen=True):
     """One of a side's files."""
 
+    rereads = True
     side: Side
     member: TlsFile
     path: str
@@ -312,6 +317,7 @@ class SetCiphers(_Change, frozen=True):
 class AddCertificate(_Change, frozen=True):
     """A certificate for clients that ask for this server name, instead of the one it had."""
 
+    rereads = True
     certificate: Certificate
 
     def apply(self, now: Configuration) -> Configuration:
@@ -449,6 +455,7 @@ class SetLog(_Change, frozen=True):
 class ReplaceAll(_Change, frozen=True):
     """Another configuration altogether (``CONFIG RELOAD``)."""
 
+    rereads = True
     configuration: Configuration
 
     def apply(self, now: Configuration) -> Configuration:

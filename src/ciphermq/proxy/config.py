@@ -28,6 +28,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -209,7 +210,9 @@ def _value(value: object) -> str:
 def load(path: Path, *, missing_ok: bool = False) -> Configuration:
     """Read a file. `ConfigError` if it can't be read, or is not a configuration."""
     try:
-        return loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            _trust(os.fstat(file.fileno()))
+            return loads(file.read())
     except FileNotFoundError:
         if missing_ok:
             return Configuration()
@@ -220,6 +223,15 @@ def load(path: Path, *, missing_ok: bool = False) -> Configuration:
         raise ConfigError(f"{path} is not UTF-8.") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _trust(status: os.stat_result) -> None:
+    """Refuse what others may have written: whoever writes this file decides where passwords go.
+
+    The usual place is beside the control socket, which may be a directory for everybody.
+    """
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & stat.S_IWOTH:
+        raise ConfigError("Others may write this file, so it is not believed: chown and chmod it.")
 
 
 def save(path: Path, configuration: Configuration) -> None:

@@ -94,7 +94,13 @@ def _parser(program: str, description: str) -> argparse.ArgumentParser:
 def _add_flags(parser: argparse.ArgumentParser, log_directory: Path | None) -> None:
     """Every flag; those of amqpprox in its spelling and in ours."""
     add = parser.add_argument
-    add("--config", type=Path, metavar="FILE", help="configuration, in TOML; CONFIG SAVE writes it")
+    add(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="configuration, in TOML; CONFIG SAVE writes it [default: the control socket's path "
+        "with .toml]",
+    )
     add(
         "--control",
         "--controlSocket",
@@ -237,9 +243,10 @@ def _run(
     from ciphermq.proxy.logs import Writer
     from ciphermq.proxy.supervisor import Options, Supervisor
 
+    control_path = namespace.control or control
     options = Options(
-        control=namespace.control or control,
-        config_file=namespace.config,
+        control=control_path,
+        config_file=namespace.config or control_path.with_name(f"{control_path.name}.toml"),
         workers=namespace.workers,
         changes=_changes(namespace),
         take_over=namespace.take_over,

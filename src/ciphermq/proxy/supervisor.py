@@ -21,6 +21,7 @@ from ciphermq.errors import CipherMQError, ProxyError
 from ciphermq.proxy.change import Change, ReplaceAll
 from ciphermq.proxy.config import load
 from ciphermq.proxy.control.desk import Desk
+from ciphermq.proxy.control.lookup import with_addresses
 from ciphermq.proxy.crew import Crew
 from ciphermq.proxy.handover import Handover, Succession
 from ciphermq.proxy.limits import ConnectionLimits
@@ -114,7 +115,7 @@ class Supervisor:
                 succession = await Succession.begin(self._options.control)
                 configuration = self._inherit(succession)
             else:
-                configuration = self._first_configuration()
+                configuration = await with_addresses(self._first_configuration())
             await self._start(configuration, succession)
             self._watch_signals()
             ready(configuration.listeners)
@@ -176,7 +177,7 @@ class Supervisor:
             _log.error("no configuration file to reload", remedy="start with --config FILE")
             return
         try:
-            await self.change(ReplaceAll(load(path)))
+            await self.change(ReplaceAll(await with_addresses(load(path))))
         except CipherMQError as error:
             _log.error("the configuration is not reloaded", reason=str(error))
         else:
@@ -252,7 +253,7 @@ class Supervisor:
             if self._ending.is_set():
                 raise ProxyError("The proxy is ending: nothing is changed any more.")
             now = change.apply(self._configuration)
-            if now != self._configuration:
+            if now != self._configuration or change.rereads:
                 await self._turn_to(now, change)
 
     async def _turn_to(self, now: Configuration, change: Change) -> None:

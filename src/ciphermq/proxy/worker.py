@@ -94,6 +94,8 @@ class Worker:
         match question:
             case Apply():
                 self._update(question.change.apply(self._configuration))
+                if question.change.rereads:
+                    self._contexts = Contexts(self._configuration)
                 self._listen(question.listeners, descriptors)
             case ListSessions():
                 return [self._sessions[number].describe() for number in sorted(self._sessions)]

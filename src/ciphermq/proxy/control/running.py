@@ -30,7 +30,7 @@ from ciphermq.proxy.statistics import show
 # --- vhosts and sessions ---------------------------------------------------------------------
 
 
-@rule("VHOST PAUSE vhost", "Hold a vhost's new sessions in their handshake, and pause the others")
+@rule("VHOST PAUSE vhost", "Hold a vhost's new sessions in their handshake")
 async def pause_vhost(office: Office, call: Call) -> None:
     await office.change(SetPaused(call["vhost"], True))
 
