@@ -211,9 +211,7 @@ class End:
 
     # --- TLS ----------------------------------------------------------------------------------
 
-    async def start_tls(
-        self, context: ssl.SSLContext, *, server_name: str | None = None
-    ) -> None:
+    async def start_tls(self, context: ssl.SSLContext, *, server_name: str | None = None) -> None:
         """Make it a TLS connection, as a client if there is a `server_name`. Raises `TlsFailed`.
 
         A name that is an address is not sent (RFC 6066 section 3), but checked.

@@ -13,6 +13,9 @@ import ssl
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
 from ciphermq import limits
 from ciphermq.errors import AmqpFault, CipherMQError, ConnectionLost
 from ciphermq.proxy.deadline import Deadline
@@ -29,7 +32,7 @@ from ciphermq.wire.amqp.properties import StartOk
 class Host(Protocol):
     """Whom an ingress tells."""
 
-    def asked(self) -> None:
+    def asked(self, ingress: Ingress) -> None:
         """The client's Open has come: `Ingress.vhost` says for what."""
 
     def left(self, *, in_order: bool) -> None:
@@ -64,7 +67,8 @@ class Ingress:
         self.open = b""
         self.vhost = ""
         self.connection_name = ""
-        self.bytes = self.packets = self.frames = self.sent = 0
+        self.bytes = self.packets = self.frames = self.sent = self.said = 0
+        """Received; and sent: bytes, and methods."""
         self._end = end
         self._listener = listener
         self._contexts = contexts
@@ -183,13 +187,14 @@ class Ingress:
         elif method is Method.OPEN:
             self.vhost = properties.read_open(frame.payload)
             self.open = frame.raw
-            self._host.asked()
+            self._host.asked(self)
         else:
             self._say(closing.CLOSE_OK)
             self._host.left(in_order=True)
 
     def _say(self, data: bytes) -> None:
         self.sent += len(data)
+        self.said += 1
         self._end.write(data)
 
     @property
@@ -221,14 +226,8 @@ def discard(end: End, until: Callable[[], None]) -> None:
 
 def _name_of(sock: socket.socket) -> str | None:
     """The common name of the certificate the client proved to have."""
-    assert isinstance(sock, ssl.SSLSocket)
-    certificate = sock.getpeercert() or {}
-    subject = certificate.get("subject", ())
-    names = [
-        value
-        for part in subject
-        if isinstance(part, tuple)
-        for key, value in part
-        if key == "commonName"
-    ]
-    return str(names[-1]) if names else None
+    der = sock.getpeercert(True) if isinstance(sock, ssl.SSLSocket) else None
+    if not der:
+        return None
+    names = x509.load_der_x509_certificate(der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[-1].value) if names else None

@@ -63,7 +63,9 @@ class HeaderReader:
         """
         held = self._bytes + seen
         if SIGNATURE.startswith(held[:12]):
-            return min(len(seen), (16 if len(held) < _FIXED_2 else _length(held)) - len(self._bytes))
+            return min(
+                len(seen), (16 if len(held) < _FIXED_2 else _length(held)) - len(self._bytes)
+            )
         if not b"PROXY ".startswith(held[:6]):
             raise BadProxyHeader("no PROXY header: is the balancer in front told to send one?")
         end = held.find(b"\r\n")

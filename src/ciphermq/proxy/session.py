@@ -2,12 +2,13 @@
 
 ::
 
-    BEGINNING ──Open──► ADMISSION ──admitted──► BROKER ──OpenOk──► OPEN ──► LEAVING ──► ENDED
-        └───────────────────┴──────refused─────────┴───────────────────────────┘
+    BEGINNING ──Open──► ADMISSION ──admitted──► BROKER ──OpenOk──► OPEN ──► ENDED
+        └───────────────────┴─────refused──────────┴──────► LEAVING ──────────┘
 
-A client that is refused, and one whose broker is lost, gets Close with a reason wherever a frame
-boundary allows; then its answer is waited for, so that no reset overtakes the reason. Whatever
-happens, `Gate.ended` is called once and both sockets are closed.
+Before OPEN an `Ingress` has the client, from then on a `Road` has both. A client that is refused,
+and one whose broker is lost, gets Close with a reason wherever a frame boundary allows; then its
+answer is waited for, so that no reset overtakes the reason. Whatever happens, `Gate.ended` is
+called once and both sockets are closed.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Final, NamedTuple
 
-from ciphermq.errors import AmqpFault, CipherMQError
+from ciphermq.errors import AmqpFault
 from ciphermq.proxy.deadline import Deadline
-from ciphermq.proxy.dial import dial
-from ciphermq.proxy.egress import Approach, Declined, Opened, Replay
-from ciphermq.proxy.end import PAUSED, End, prepare
-from ciphermq.proxy.farewell import Farewell
+from ciphermq.proxy.egress import Declined, Opened
+from ciphermq.proxy.end import End, prepare
 from ciphermq.proxy.gate import Admission, Contexts, Gate, Opening, Refusal
 from ciphermq.proxy.ingress import Ingress, discard
 from ciphermq.proxy.model import Backend, Listener
+from ciphermq.proxy.opening import Found, admit, find_broker
 from ciphermq.proxy.pace import Meter, Pace
 from ciphermq.proxy.proxyheader import Source
 from ciphermq.proxy.pump import Pump
+from ciphermq.proxy.road import Road
 from ciphermq.proxy.statistics import Ending
 from ciphermq.proxy.timeouts import Timeouts
 from ciphermq.telemetry import get_logger
-from ciphermq.wire.amqp import closing, properties
-from ciphermq.wire.amqp.frames import CLOSE_OK
+from ciphermq.wire.amqp import closing
 
 _log = get_logger("proxy.session")
 
-_HERE: Final = socket.gethostname()
+Address = tuple[str, int]
+_NOWHERE: Final[Address] = ("", 0)
 
 
 class Phase(Enum):
@@ -60,13 +61,21 @@ class Flow(NamedTuple):
     frames: int
     packets: int
 
+    def plus(self, pump: Pump) -> Flow:
+        """This, and what a pump has counted."""
+        return Flow(
+            self.bytes + pump.bytes,
+            self.frames + pump.scanner.frames,
+            self.packets + pump.packets,
+        )
+
 
 _NO_FLOW: Final = Flow(0, 0, 0)
 
 
 def accept(
     sock: socket.socket,
-    address: tuple[str, int],
+    address: Address,
     listener: Listener,
     gate: Gate,
     contexts: Contexts,
@@ -77,7 +86,7 @@ def accept(
     """Begin a session with a client that has just connected; `on_done` when it is over.
 
     To be called within the worker's event loop. Raises nothing: a socket that is dead already is a
-    session that ends.
+    session that ends soon after.
     """
     session = Session(sock, address, listener, gate, contexts, timeouts, on_done, number)
     session.begin()
@@ -88,42 +97,16 @@ class Session:
     """One pair of connections. Made by `accept`."""
 
     __slots__ = (
-        "__weakref__",
-        "_beat",
-        "_before",
-        "_broker",
-        "_client",
-        "_contexts",
-        "_deadline",
-        "_down",
-        "_gate",
-        "_held",
-        "_how",
-        "_ingress",
-        "_listener",
-        "_loop",
-        "_on_done",
-        "_paused",
-        "_task",
-        "_timeouts",
-        "_up",
-        "address",
-        "backend",
-        "broker_address",
-        "certificate_name",
-        "connection_name",
-        "id",
-        "local_address",
-        "opened",
-        "phase",
-        "proxy_address",
-        "vhost",
-    )
+        "__weakref__", "_beat", "_before", "_client", "_contexts", "_deadline", "_gate",
+        "_held", "_how", "_ingress", "_listener", "_loop", "_on_done", "_paused", "_road",
+        "_task", "_timeouts", "address", "backend", "broker_address", "certificate_name",
+        "connection_name", "id", "local_address", "phase", "proxy_address", "vhost",
+    )  # fmt: skip
 
     def __init__(
         self,
         sock: socket.socket,
-        address: tuple[str, int],
+        address: Address,
         listener: Listener,
         gate: Gate,
         contexts: Contexts,
@@ -134,17 +117,16 @@ class Session:
         self.id = number
         self.vhost = ""
         self.backend: Backend | None = None
-        self.opened = False
-        """Whether the broker's OpenOk came, ever."""
         self.phase = Phase.BEGINNING
         self.connection_name = ""
         self.certificate_name: str | None = None
-        self.address: tuple[str, int] = address[0], address[1]
+        self.address: Address = address[0], address[1]
         """Of the client, as the socket or a PROXY header says."""
-        self.local_address: tuple[str, int] = ("", listener.port)
-        self.proxy_address: tuple[str, int] = ("", 0)
-        """Ours, towards the broker."""
-        self.broker_address: tuple[str, int] = ("", 0)
+        self.local_address: Address = ("", listener.port)
+        """Ours, towards the client;"""
+        self.proxy_address = _NOWHERE
+        """and towards the broker."""
+        self.broker_address = _NOWHERE
         self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._gate = gate
@@ -153,12 +135,10 @@ class Session:
         self._on_done = on_done
         self._deadline = Deadline(self._loop, self._late)
         self._client = End(sock, self._loop)
-        self._broker: End | None = None
         self._ingress: Ingress | None = Ingress(
             self._client, listener, contexts, timeouts, self._deadline, self
         )
-        self._up: Pump | None = None
-        self._down: Pump | None = None
+        self._road: Road | None = None
         self._before = _NO_FLOW, _NO_FLOW
         self._task: asyncio.Task[None] | None = None
         self._beat: asyncio.TimerHandle | None = None
@@ -179,6 +159,11 @@ class Session:
         return self.broker_address[0]
 
     @property
+    def opened(self) -> bool:
+        """Whether the broker's OpenOk came, ever."""
+        return self._road is not None
+
+    @property
     def waits(self) -> bool:
         """Whether it is held because its vhost is paused."""
         return self._held
@@ -191,41 +176,32 @@ class Session:
     @property
     def received(self) -> Flow:
         """From the client."""
-        return self._flow(0, self._up)
+        ingress = self._ingress
+        if ingress is not None:
+            return Flow(ingress.bytes, ingress.frames, ingress.packets)
+        return self._before[0] if self._road is None else self._before[0].plus(self._road.up)
 
     @property
     def sent(self) -> Flow:
         """To the client."""
-        return self._flow(1, self._down)
+        ingress = self._ingress
+        if ingress is not None:
+            return Flow(ingress.sent, ingress.said, ingress.said)
+        return self._before[1] if self._road is None else self._before[1].plus(self._road.down)
 
     @property
     def spilled(self) -> int:
         """Bytes in memory that one of both sides does not take."""
-        return self._client.left + (self._broker.left if self._broker is not None else 0)
-
-    def _flow(self, way: int, pump: Pump | None) -> Flow:
-        ingress = self._ingress
-        if ingress is not None:
-            return (
-                Flow(ingress.bytes, ingress.frames, ingress.packets),
-                Flow(ingress.sent, min(ingress.frames, 2), min(ingress.frames, 2)),
-            )[way]
-        before = self._before[way]
-        if pump is None:
-            return before
-        return Flow(
-            before.bytes + pump.bytes,
-            before.frames + pump.scanner.frames,
-            before.packets + pump.packets,
-        )
+        return self._client.left + (self._road.broker.left if self._road is not None else 0)
 
     def describe(self) -> dict[str, object]:
         """The fields of ``CONN``, in their order."""
         received, sent = self.received, self.sent
+        leaving = self._road is not None and self._road.leaving
         return {
             "id": self.id,
             "vhost": self.vhost,
-            "disconnected": self.phase in (Phase.LEAVING, Phase.ENDED),
+            "disconnected": leaving or self.phase in (Phase.LEAVING, Phase.ENDED),
             "paused": self.paused,
             "authDenied": self._how == "denied",
             "ingressRemote": _spell(self.address),
@@ -251,39 +227,35 @@ class Session:
     def pause(self) -> None:
         """Read nothing more from either side, until `unpause`."""
         self._paused = True
-        if self.phase is Phase.OPEN:
-            self._hold()
+        if self._road is not None:
+            self._road.hold()
 
     def unpause(self) -> None:
         """Go on."""
-        if self._paused:
-            self._paused = False
-            self._client.release(PAUSED)
-            if self._broker is not None:
-                self._broker.release(PAUSED)
+        self._paused = False
+        if self._road is not None:
+            self._road.release()
 
     def disconnect_graceful(self, reply: int = closing.OK, text: str = "OK") -> None:
         """Send the client Close between two frames, wait for its answer, then close the broker."""
-        if self.phase is Phase.OPEN:
-            assert self._down is not None
-            self._leave("graceful")
-            self._down.cut(closing.close(reply, text), self._say_farewell)
+        self._paused = False
+        if self._road is not None:
+            self._road.close(reply, text)
         else:
             self._refuse(reply, text, "graceful")
 
     def disconnect_backend(self) -> None:
         """Leave the broker at once, and tell the client with Close 320."""
+        self._paused = False
         text = "CONNECTION_FORCED - the proxy was told to leave the broker"
-        if self.phase is Phase.OPEN:
-            self._leave("graceful")
-            self._without_broker(closing.CONNECTION_FORCED, text)
+        if self._road is not None:
+            self._road.leave_broker(text)
         else:
             self._refuse(closing.CONNECTION_FORCED, text, "graceful")
 
     def force_disconnect(self) -> None:
         """End both connections now."""
-        if self.phase is not Phase.ENDED:
-            self._end("graceful")
+        self._end("graceful")
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -304,25 +276,23 @@ class Session:
         try:
             prepare(self._client.sock, self._timeouts.stall)
             self.local_address = self._client.sock.getsockname()[:2]
-        except OSError as error:
-            self._client.error = error
+        except OSError:  # it is gone again
             self._loop.call_soon(self._end, "client")
             return
-        assert self._ingress is not None
-        self._ingress.begin()
+        if self._ingress is not None:
+            self._ingress.begin()
 
-    def asked(self) -> None:
+    def asked(self, ingress: Ingress) -> None:
         """The client's Open has come."""
-        assert self._ingress is not None
         self.phase = Phase.ADMISSION
-        self.vhost = self._ingress.vhost
-        self.connection_name = self._ingress.connection_name
-        self.certificate_name = self._ingress.certificate_name
-        if self._ingress.source is not None:
-            self.address = self._ingress.source[:2]
+        self.vhost = ingress.vhost
+        self.connection_name = ingress.connection_name
+        self.certificate_name = ingress.certificate_name
+        if ingress.source is not None:
+            self.address = ingress.source[:2]
         self._deadline.set(self._timeouts.admission, "admission")
-        self._schedule_beat()
-        self._task = self._loop.create_task(self._open())
+        self._schedule_beat(ingress.heartbeat)
+        self._task = self._loop.create_task(self._open(ingress))
 
     def left(self, *, in_order: bool) -> None:
         """The client is gone before its session was open."""
@@ -336,17 +306,14 @@ class Session:
     def not_amqp(self, why: str) -> None:
         """What came is not AMQP 0.9.1: say what would be (section 4.2.2), and end."""
         _log.warning("not a client", session=self.id, client=self.client, reason=why)
-        if self.phase is Phase.BEGINNING and not (self._listener.secure and not self._client.tls):
+        if self._client.tls or not self._listener.secure:
             self._client.write(closing.PROTOCOL_HEADER)
-        self._leave("failed")
-        self._shut_client()
+        self._refuse(closing.NOT_IMPLEMENTED, why, "failed")
 
     # --- finding a broker ---------------------------------------------------------------------
 
-    async def _open(self) -> None:
+    async def _open(self, ingress: Ingress) -> None:
         """From Open to OpenOk."""
-        ingress = self._ingress
-        assert ingress is not None
         opening = Opening(
             vhost=self.vhost,
             client=self.address[0],
@@ -358,262 +325,94 @@ class Session:
             tls=self._client.tls,
             certificate_name=self.certificate_name,
         )
+        source = Source(*self.address, *self.local_address)
         try:
-            admission = await self._gate.admit(opening, self)
-            if opening.mechanism == "EXTERNAL" and admission.mechanism in (None, "EXTERNAL"):
-                # To the broker the certificate would be the proxy's own: the client would be it.
-                raise Refusal(closing.ACCESS_REFUSED, "ACCESS_REFUSED - EXTERNAL", "denied")
+            admission = await admit(self._gate, opening, self)
             self.phase = Phase.BROKER
             self._deadline.clear()
-            await self._find_broker(opening, admission)
+            found = await find_broker(
+                ingress, opening, admission, source, self._gate, self._contexts, self._timeouts
+            )
         except Refusal as refusal:
+            self._task = None
             self._refuse(refusal.reply, str(refusal), refusal.ending)
         except Exception as error:  # noqa: BLE001  (a fault of ours: this session's, no other's)
             _log.error("session failed", session=self.id, exc_info=error)
-            self._refuse(closing.INTERNAL_ERROR, "INTERNAL_ERROR - the proxy failed", "failed")
-        finally:
             self._task = None
+            self._refuse(closing.INTERNAL_ERROR, "INTERNAL_ERROR - the proxy failed", "failed")
+        else:
+            self._task = None
+            self._answered(ingress, found, admission)
 
-    async def _find_broker(self, opening: Opening, admission: Admission) -> None:
-        source = Source(*self.address, *self.local_address)
-        tried = 0
-        for backend in self._gate.route(opening):
-            tried += 1
-            end: End | None = None
-            try:
-                end = await dial(backend, source, self._contexts, self._timeouts)
-                self.backend, self._broker = backend, end
-                outcome = await self._approach(end, backend, admission)
-            except (CipherMQError, OSError) as error:
-                self._gate.failed(backend, error)
-                self.backend = self._broker = None
-                if end is not None:
-                    end.close()
-                continue
-            if isinstance(outcome, Opened):
-                self._opened(outcome, admission)
-            else:
-                self._declined(outcome)
-            return
-        raise Refusal(
-            closing.CONNECTION_FORCED,
-            f"CONNECTION_FORCED - no broker for vhost '{self.vhost}' can be reached, {tried} tried",
-        )
+    def _answered(self, ingress: Ingress, found: Found, admission: Admission) -> None:
+        self.backend = found.backend
+        self.proxy_address = _name(found.end.sock.getsockname)
+        self.broker_address = _name(found.end.sock.getpeername)
+        if isinstance(found.outcome, Opened):
+            self._start(ingress, found.end, found.outcome, admission)
+        else:
+            found.end.close()
+            self._declined(found.outcome)
 
-    async def _approach(
-        self, end: End, backend: Backend, admission: Admission
-    ) -> Opened | Declined:
-        self.proxy_address = end.sock.getsockname()[:2]
-        self.broker_address = end.sock.getpeername()[:2]
-        approach = Approach(
-            end,
-            backend,
-            self._replay(admission),
-            self._timeouts,
-            lambda: self._gate.connected(backend),
+    def _start(self, ingress: Ingress, broker: End, outcome: Opened, admission: Admission) -> None:
+        """Bytes go both ways from now on."""
+        self._before = self.received, self.sent
+        self._ingress = None
+        self._stop_beat()
+        self.phase = Phase.OPEN
+        self._road = road = Road(
+            self._client,
+            broker,
+            self._deadline,
+            self._timeouts.close_ok,
+            self.id,
+            self._end,
+            lambda rate: self._gate.alarm(self, rate),
         )
-        return await approach.run()
-
-    def _replay(self, admission: Admission) -> Replay:
-        ingress = self._ingress
-        assert ingress is not None
-        start_ok = ingress.start_ok
-        name = admission.client_name or self.address[0]
-        added = {
-            "amqpprox_client": f"{name}:{self.address[1]}{' TLS' if self._client.tls else ''}",
-            "amqpprox_host": f"(:{self._listener.port}) {_HERE}:{self.proxy_address[1]}",
-        }
-        if admission.auth_reason is not None:
-            added["amqpprox_auth"] = admission.auth_reason
-        if self.certificate_name is not None:
-            added["amqpprox_certificate"] = self.certificate_name
-        if admission.mechanism is not None:
-            start_ok = start_ok._replace(mechanism=admission.mechanism)
-        if admission.credentials is not None:
-            start_ok = start_ok._replace(response=admission.credentials)
-        return Replay(
-            properties.write_start_ok(start_ok, added),
-            ingress.tune_ok + ingress.open,
-            properties.capability(start_ok.properties, b"authentication_failure_close"),
-        )
+        now = self._loop.time()
+        if admission.data_rate:
+            road.up.set_pace(Pace(admission.data_rate, now))
+        if admission.data_rate_alarm:
+            road.up.meter = Meter(admission.data_rate_alarm, now)
+        self._gate.opened(self)
+        if self._paused:
+            road.hold()
+        road.start(outcome.open_ok.raw + outcome.rest, ingress.rest())
 
     def _declined(self, outcome: Declined) -> None:
         """The broker said no: the client is told as if it had asked the broker itself."""
-        assert self._broker is not None
-        self._broker.close()
-        self._leave("denied" if outcome.close is None else "graceful")
         if outcome.close is None:
+            self._leave("denied")
             self._shut_client()
-            return
-        self._client.write(outcome.close.raw)
-        discard(self._client, self._client_done)
-
-    # --- open ---------------------------------------------------------------------------------
-
-    def _opened(self, outcome: Opened, admission: Admission) -> None:
-        ingress, broker = self._ingress, self._broker
-        assert ingress is not None
-        assert broker is not None
-        self._before = self.received, self.sent
-        rest = ingress.rest()
-        self._ingress = None
-        self._stop_beat()
-        self.phase, self.opened = Phase.OPEN, True
-        self._up = up = Pump(self._client, broker, self, self._loop)
-        self._down = down = Pump(broker, self._client, self, self._loop)
-        now = self._loop.time()
-        if admission.data_rate:
-            up.set_pace(Pace(admission.data_rate, now))
-        if admission.data_rate_alarm:
-            up.meter = Meter(admission.data_rate_alarm, now)
-        self._gate.opened(self)
-        if self._paused:
-            self._hold()
-        down.start(outcome.open_ok.raw + outcome.rest)
-        if self.phase is Phase.OPEN:
-            up.start(rest)
-
-    def _hold(self) -> None:
-        self._client.hold(PAUSED)
-        if self._broker is not None:
-            self._broker.hold(PAUSED)
-
-    def alarmed(self, rate: int) -> None:
-        """A pump tells: more came in a second than the alarm's rate."""
-        self._gate.alarm(self, rate)
-
-    def closing(self, pump: Pump) -> None:
-        """A pump tells: Close or CloseOk has gone by."""
-        if self.phase is Phase.OPEN:
-            self._deadline.set(self._timeouts.close_ok, "CloseOk")
-        elif pump is self._down and pump.scanner.closing == CLOSE_OK:
-            self._end(self._how)
-
-    def ended(self, pump: Pump) -> None:
-        """A pump tells: its source's stream has ended."""
-        if self.phase is not Phase.OPEN:
-            if self._client.closed or pump is self._up:
-                self._end(self._how)
-            else:
-                self._broker_gone_meanwhile()
-            return
-        assert self._up is not None
-        assert self._down is not None
-        if self._up.scanner.closing or self._down.scanner.closing:
+        else:
             self._leave("graceful")
-            self._flush_and_end(pump.sink)
-        elif pump is self._up:
-            self._leave("client")
-            self._flush_and_end(pump.sink)
-        else:
-            self._leave("broker")
-            why = f": {pump.source.error}" if pump.source.error else ""
-            self._without_broker(
-                closing.CONNECTION_FORCED,
-                f"CONNECTION_FORCED - the broker ended the connection{why}",
-            )
+            self._client.write(outcome.close.raw)
+            discard(self._client, self._client_done)
 
-    def faulty(self, pump: Pump, fault: AmqpFault) -> None:
-        """A pump tells: its source does not send frames."""
-        assert self._up is not None
-        assert self._down is not None
-        if self.phase is not Phase.OPEN:
-            self._end(self._how)
-            return
-        _log.warning(
-            "client broke the protocol" if pump is self._up else "broker broke the protocol",
-            session=self.id,
-            reason=str(fault),
-        )
-        if pump is self._up:
-            self._leave("client")
-            self._down.cut(
-                closing.close(fault.reply, str(fault)), lambda: self._answer_or_end(leave=True)
-            )
-        else:
-            self._leave("broker")
-            self._without_broker(
-                closing.INTERNAL_ERROR,
-                f"INTERNAL_ERROR - the broker sent what is no frame: {fault}",
-            )
-
-    # --- leaving ------------------------------------------------------------------------------
-
-    def _leave(self, how: Ending) -> None:
-        """The end has begun; it may take no longer than one time-out."""
-        self._how = how
-        self.phase = Phase.LEAVING
-        self._stop_beat()
-        self.unpause()
-        self._deadline.set(self._timeouts.close_ok, "the end of the connection")
+    # --- leaving before it is open ------------------------------------------------------------
 
     def _refuse(self, reply: int, text: str, how: Ending) -> None:
         """Close towards a client whose session is not open (yet)."""
-        if self.phase in (Phase.OPEN, Phase.LEAVING, Phase.ENDED):
-            return
         ingress = self._ingress
-        assert ingress is not None
-        may_close = ingress.may_close
+        if ingress is None or self.phase in (Phase.LEAVING, Phase.ENDED):
+            return
         ingress.stop()
         self._cancel()
-        if self._broker is not None:
-            self._broker.close()
         self._leave(how)
-        if not may_close:
-            self._shut_client()
-            return
-        self._client.write(closing.close(reply, text))
-        discard(self._client, self._client_done)
-
-    def _without_broker(self, reply: int, text: str) -> None:
-        """The broker's connection is of no more use: tell the client, if that is possible."""
-        broker, down = self._broker, self._down
-        assert broker is not None
-        assert down is not None
-        broker.close()
-        if down.broken or not (down.dropping or down.scanner.between):
-            _log.warning("client cut off within a frame", session=self.id, reason=text)
-            self._flush_and_end(self._client)
-            return
-        self._client.write(closing.close(reply, text))
-        discard(self._client, self._client_done)
-
-    def _answer_or_end(self, *, leave: bool) -> None:
-        if leave and self._broker is not None:
-            self._broker.close()
-        discard(self._client, self._client_done)
-
-    def _say_farewell(self) -> None:
-        assert self._up is not None
-        Farewell(self._up, self._client_left).begin()
-
-    def _client_left(self, clean: bool) -> None:
-        """The client has answered our Close: now the broker's turn."""
-        self._client.close()
-        assert self._broker is not None
-        if clean and not self._broker.closed:
-            self._deadline.set(self._timeouts.close_ok, "the broker's CloseOk")
-            self._broker.write(closing.close(closing.OK, "OK"))
+        if ingress.may_close:
+            self._client.write(closing.close(reply, text))
+            discard(self._client, self._client_done)
         else:
-            self._end(self._how)
+            self._shut_client()
 
-    def _broker_gone_meanwhile(self) -> None:
-        """The broker left while the client was being told to go."""
-        assert self._broker is not None
-        self._broker.close()
-        if self._down is not None and not self._down.dropping:
-            # The Close still waits for a frame to end that will never end.
-            self._flush_and_end(self._client)
+    def _leave(self, how: Ending) -> None:
+        """The end has begun; it may take no longer than one time-out."""
+        self._how, self.phase = how, Phase.LEAVING
+        self._stop_beat()
+        self._deadline.set(self._timeouts.close_ok, "the end of the connection")
 
     def _client_done(self) -> None:
         self._end(self._how)
-
-    def _flush_and_end(self, end: End) -> None:
-        """What is left goes out first, within the time-out."""
-        if end.left:
-            end.on_drained(self._client_done)
-        else:
-            self._end(self._how)
 
     def _shut_client(self) -> None:
         """End our half, and let the other end its own: a reset could overtake what was said."""
@@ -621,14 +420,14 @@ class Session:
             self._client.sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._end(self._how)
-            return
-        discard(self._client, self._client_done)
+        else:
+            discard(self._client, self._client_done)
 
     def _late(self, what: str) -> None:
-        if self.phase is Phase.LEAVING:
+        if self._road is not None:
+            self._road.late()
+        elif self.phase is Phase.LEAVING:
             self._end(self._how)
-        elif self.phase is Phase.OPEN:  # a Close that nobody answered
-            self._end("graceful")
         else:
             _log.warning("time-out", session=self.id, client=self.client, waited_for=what)
             self._refuse(
@@ -638,9 +437,9 @@ class Session:
             )
 
     def _cancel(self) -> None:
-        task = self._task
-        if task is not None and task is not asyncio.current_task(self._loop):
-            task.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
 
     def _end(self, how: Ending) -> None:
         if self.phase is Phase.ENDED:
@@ -652,21 +451,20 @@ class Session:
             self._ingress.stop()
         self._cancel()
         self._client.close()
-        if self._broker is not None:
-            self._broker.close()
+        if self._road is not None:
+            self._road.broker.close()
         self._gate.ended(self, how)
         self._on_done(self)
 
     # --- heartbeats to a client that waits for OpenOk -----------------------------------------
 
-    def _schedule_beat(self) -> None:
-        seconds = self._ingress.heartbeat if self._ingress is not None else 0
+    def _schedule_beat(self, seconds: int) -> None:
         if seconds:
-            self._beat = self._loop.call_later(seconds / 2, self._send_beat)
+            self._beat = self._loop.call_later(seconds / 2, self._send_beat, seconds)
 
-    def _send_beat(self) -> None:
+    def _send_beat(self, seconds: int) -> None:
         self._client.write(closing.HEARTBEAT_FRAME)
-        self._schedule_beat()
+        self._schedule_beat(seconds)
 
     def _stop_beat(self) -> None:
         if self._beat is not None:
@@ -674,6 +472,13 @@ class Session:
             self._beat = None
 
 
-def _spell(address: tuple[str, int]) -> str:
+def _name(ask: Callable[[], tuple[str, int]]) -> Address:
+    try:
+        return ask()[:2]
+    except OSError:  # the connection has just ended
+        return _NOWHERE
+
+
+def _spell(address: Address) -> str:
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

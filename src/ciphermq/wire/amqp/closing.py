@@ -6,8 +6,8 @@ from functools import cache
 from typing import Final
 
 from pamqp import commands
-from pamqp.common import FieldValue
 from pamqp.base import Frame as Method
+from pamqp.common import FieldValue
 from pamqp.frame import marshal
 
 PROTOCOL_HEADER: Final = b"AMQP\x00\x00\x09\x01"

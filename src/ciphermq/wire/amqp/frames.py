@@ -221,7 +221,8 @@ class Scanner:
         had = len(self._head)
         head = self._head + bytes(data[: min(11 - had, size)])
         if len(head) >= 8:
-            kind, channel, length = _HEAD.unpack_from(head)
+            kind, channel = head[0], head[1:3] != b"\0\0"
+            length = int.from_bytes(head[3:7], "big")
             if length > self._limit:
                 raise self._at(-1, _too_large(length, self._limit))
             if len(head) >= min(length + 8, 11):
