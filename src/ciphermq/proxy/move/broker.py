@@ -53,8 +53,9 @@ class Broker:
 
     async def definitions(self, vhost: str) -> Definitions | None:
         """All of the vhost; None where it isn't."""
-        exported = await self.api.ask("GET", "definitions", vhost)
-        return None if exported is None else Definitions.of(exported)
+        if await self.api.ask("GET", "vhosts", vhost) is None:
+            return None
+        return Definitions.of(await self.api.ask("GET", "definitions", vhost))
 
     async def link(self, vhost: str, *, frame_max: int | None = None) -> Link:
         """A connection to the first node that takes one.
