@@ -41,7 +41,7 @@ import msgspec
 from ciphermq import limits
 from ciphermq.errors import ConfigError, ProxyError
 from ciphermq.proxy.change import AddFarm, StartListening, check_limit, check_names
-from ciphermq.proxy.model import Configuration, Target, in_order
+from ciphermq.proxy.model import DEFAULT_SELECTOR, Configuration, Target, in_order
 from ciphermq.proxy.partitions import PARTITIONS
 from ciphermq.proxy.selectors import SELECTORS
 from ciphermq.proxy.timeouts import Timeouts
@@ -69,6 +69,9 @@ def as_tables(configuration: Configuration) -> dict[str, Any]:
         for member in tables.get(group, {}).values():
             del member["name"]
             member.pop("address", None)
+    for name, farm in tables.get("farms", {}).items():
+        # Left out or not by the default's identity, which is not the same in every process.
+        tables["farms"][name] = {"selector": DEFAULT_SELECTOR, **farm}
     for vhost, target in tables.get("maps", {}).items():
         tables["maps"][vhost] = {target["kind"]: target["name"]}
     if configuration.default is not None:
