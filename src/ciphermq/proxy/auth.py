@@ -80,9 +80,7 @@ def decode_answer(data: bytes) -> Answer:
     return Answer(result == 0, text, mechanism.decode("utf-8", "replace"), Credentials(credentials))
 
 
-def encode_answer(
-    allowed: bool, reason: str = "", sasl: tuple[str, bytes] | None = None
-) -> bytes:
+def encode_answer(allowed: bool, reason: str = "", sasl: tuple[str, bytes] | None = None) -> bytes:
     """What a service sends; for services written in Python, and for tests."""
     answer = b"" if allowed else b"\x08\x01"
     answer += _field(2, reason.encode())
@@ -223,8 +221,7 @@ class Authenticator:
             ) from error
         if response.status_code != 200:
             raise ProxyError(
-                f"the authentication service at {where} answered with status "
-                f"{response.status_code}"
+                f"the authentication service at {where} answered with status {response.status_code}"
             )
         try:
             return decode_answer(body)

@@ -40,9 +40,7 @@ _log = get_logger("proxy.session")
 class Gatekeeper:
     """Implements `gate.Gate`. All of it is for the event loop's thread."""
 
-    def __init__(
-        self, configuration: Configuration, router: Router, supervisor: Channel
-    ) -> None:
+    def __init__(self, configuration: Configuration, router: Router, supervisor: Channel) -> None:
         self._configuration = configuration
         self._router = router
         self._supervisor = supervisor

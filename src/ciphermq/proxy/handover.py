@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol
 
 from ciphermq import limits
 from ciphermq.errors import ChannelLost, HandoverFailed, ProxyError
-from ciphermq.proxy.ipc import Channel, WithDescriptors
+from ciphermq.proxy.ipc import Channel, WithDescriptors, close_all
 from ciphermq.proxy.messages import Estate, Taken, TakeOver
 from ciphermq.telemetry import get_logger
 
@@ -130,8 +130,12 @@ class Succession:
         self.estate = estate
         self.control = socket.socket(fileno=descriptors[0])
         """The control socket, which listens already."""
-        self.descriptors = descriptors[1:]
-        """Of the estate's listeners, in order."""
+        self._descriptors = descriptors[1:]
+
+    def take_descriptors(self) -> list[int]:
+        """Of the estate's listeners, in order; the caller's from now on."""
+        taken, self._descriptors = self._descriptors, []
+        return taken
 
     @classmethod
     async def begin(cls, control: Path) -> Succession:
@@ -161,8 +165,11 @@ class Succession:
         self._channel.close()
 
     def abandon(self) -> None:
-        """Leave everything to the old process."""
-        self._channel.close()
+        """Leave everything to the old process. Nothing, after `finish`."""
+        if not self._channel.closed:
+            self._channel.close()
+            self.control.close()
+            close_all(self._descriptors)
 
 
 async def _answer(channel: Channel, answer: Awaitable[Any]) -> Any:

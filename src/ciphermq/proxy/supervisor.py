@@ -123,6 +123,8 @@ class Supervisor:
             await self._ending.wait()
             await self._end()
         finally:
+            if succession is not None:
+                succession.abandon()
             await self._clear()
 
     def _first_configuration(self) -> Configuration:
@@ -134,7 +136,7 @@ class Supervisor:
 
     def _inherit(self, succession: Succession) -> Configuration:
         estate = succession.estate
-        self._sockets.adopt(estate.listeners, succession.descriptors)
+        self._sockets.adopt(estate.listeners, succession.take_descriptors())
         self._first_id = estate.next_id
         return estate.configuration
 
