@@ -189,8 +189,6 @@ class Scanner:
         frames = 0
         while size - at >= 8:
             kind, channel, length = unpack(data, at)
-            if length > limit:
-                raise self._at(at, _too_large(length, limit))
             end = at + length + 8
             if kind != BODY and kind != HEADER:
                 if kind != METHOD and kind != HEARTBEAT:
@@ -199,6 +197,8 @@ class Scanner:
                     if size - at < 11 and end > size:
                         break
                     self.closing = _CLOSING.get(bytes(data[at + 7 : at + 11]), self.closing)
+            if length > limit:
+                raise self._at(at, _too_large(length, limit))
             if end > size:
                 self._need, self._rest = end - size, size - at
                 self.frames += frames

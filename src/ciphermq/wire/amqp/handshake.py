@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from ciphermq import limits
 from ciphermq.errors import AmqpFault
 from ciphermq.wire.amqp import closing
-from ciphermq.wire.amqp.frames import HEARTBEAT, METHOD, Frame, FrameReader
+from ciphermq.wire.amqp.frames import BODY, HEADER, HEARTBEAT, METHOD, Frame, FrameReader
 
 
 class Role(Enum):
@@ -176,7 +176,7 @@ class Handshake:
     def _pipelined(self) -> bool:
         """Whether the next frame is for the broker: clients may send on before OpenOk."""
         head = self._frames.peek(3)
-        return len(head) == 3 and head[0] != HEARTBEAT and head[1:3] != b"\0\0"
+        return len(head) == 3 and head[0] in (METHOD, HEADER, BODY) and head[1:3] != b"\0\0"
 
     def _allowed(self, frame: Frame) -> Step | None:
         if frame.type == HEARTBEAT and not frame.channel:
