@@ -91,6 +91,7 @@ class Supervisor:
         self._changing = asyncio.Lock()
         self._ending = asyncio.Event()
         self._succeeded = False
+        self._owns_control = False
         self._sockets = ListeningSockets(options.workers)
         self._limits = ConnectionLimits()
         self._crew = Crew(options.workers, self._beginning, self._told, self._died)
@@ -141,7 +142,10 @@ class Supervisor:
         return estate.configuration
 
     async def _start(self, configuration: Configuration, succession: Succession | None) -> None:
-        control = claim_control(self._options.control) if succession is None else None
+        control = None
+        if succession is None:
+            control = claim_control(self._options.control)
+            self._owns_control = True
         wanted = configuration.listeners
         self._sockets.settle(wanted, self._sockets.prepare(wanted))
         self._configuration = configuration
@@ -151,12 +155,16 @@ class Supervisor:
             # From here on there is no way back: the old process lets go.
             await succession.finish()
             control = succession.control
+            self._owns_control = True
         if configuration.metrics is not None:
             self._metrics = MetricsPage(configuration.metrics, self._facts)
             await self._metrics.start()
         self._set_statsd()
         self._control = await asyncio.start_unix_server(
-            Desk(self).serve, sock=control, limit=limits.PROXY_CONTROL_LINE
+            Desk(self).serve,
+            sock=control,
+            limit=limits.PROXY_CONTROL_LINE,
+            backlog=limits.PROXY_BACKLOG,
         )
         self._handover = Handover(self._options.control, self)
 
@@ -220,8 +228,8 @@ class Supervisor:
             self._handover.close(unlink=not self._succeeded)
         if self._control is not None:
             self._control.close()
-            if not self._succeeded:
-                self._options.control.unlink(missing_ok=True)
+        if self._owns_control:
+            self._options.control.unlink(missing_ok=True)
         if self._metrics is not None:
             await self._metrics.close()
         if self._statsd is not None:
@@ -346,6 +354,7 @@ class Supervisor:
     async def let_go(self) -> None:
         """See `handover.Testator`."""
         self._succeeded = True
+        self._owns_control = False
         self._ending.set()
         self._changing.release()
         if self._control is not None:

@@ -120,7 +120,7 @@ async def _pem(path: str, member: TlsFile) -> str:
     except TypeError:
         raise ProxyError(f"{whole} has a passphrase, which the proxy can't be told.") from None
     except ValueError as error:
-        wanted = "a private key" if member == "key_file" else "certificates"
+        wanted = "private key" if member == "key_file" else "certificates"
         raise ProxyError(f"{whole} has no {wanted} in PEM: {error}") from None
     return str(whole)
 
