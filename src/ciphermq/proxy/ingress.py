@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 from ciphermq import limits
 from ciphermq.errors import AmqpFault, CipherMQError, ConnectionLost
 from ciphermq.proxy.deadline import Deadline
-from ciphermq.proxy.end import VIEW, WAITING, End
+from ciphermq.proxy.end import PACED, STALLED, VIEW, WAITING, End
 from ciphermq.proxy.gate import Contexts, Credentials
 from ciphermq.proxy.model import Listener
 from ciphermq.proxy.proxyheader import HeaderReader, Source
@@ -221,6 +221,7 @@ def discard(end: End, until: Callable[[], None]) -> None:
             until()
         tail = tail[-len(closing.CLOSE_OK) :]
 
+    end.release(STALLED | PACED)  # there is nobody any more to whom it might go too fast
     end.on_readable(readable)
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from ciphermq import limits
 from ciphermq.errors import AmqpFault
-from ciphermq.proxy.end import BUFFER, PACED, STALLED, VIEW, End
+from ciphermq.proxy.end import BUFFER, PACED, STALLED, VIEW, WAITING, End
 from ciphermq.proxy.pace import Meter, Pace
 from ciphermq.wire.amqp.frames import Scanner
 
@@ -78,6 +78,8 @@ class Pump:
         """Begin, with these bytes of the source that were read before."""
         self.source.on_readable(self._readable)
         if first:
+            self.bytes += len(first)
+            self.packets += 1
             for at in range(0, len(first), len(BUFFER)):
                 part = first[at : at + len(BUFFER)]
                 VIEW[: len(part)] = part
@@ -106,7 +108,7 @@ class Pump:
         if size is None:
             return
         if not size:
-            self.source.hold(PACED | STALLED)
+            self.source.hold(WAITING)
             self._watcher.ended(self)
             return
         self.packets += 1
@@ -145,7 +147,7 @@ class Pump:
             self.sink.write(VIEW[:good])
         self.broken = good < 0
         self.dropping = True
-        self.source.hold(STALLED | PACED)
+        self.source.hold(WAITING)
         self._watcher.faulty(self, fault)
 
     def _cut_off(self, size: int) -> None:

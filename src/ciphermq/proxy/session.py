@@ -356,7 +356,9 @@ class Session:
 
     def _start(self, ingress: Ingress, broker: End, outcome: Opened, admission: Admission) -> None:
         """Bytes go both ways from now on."""
-        self._before = self.received, self.sent
+        rest = ingress.rest()
+        received = self.received
+        self._before = received._replace(bytes=received.bytes - len(rest)), self.sent
         self._ingress = None
         self._stop_beat()
         self.phase = Phase.OPEN
@@ -377,7 +379,7 @@ class Session:
         self._gate.opened(self)
         if self._paused:
             road.hold()
-        road.start(outcome.open_ok.raw + outcome.rest, ingress.rest())
+        road.start(outcome.open_ok.raw + outcome.rest, rest)
 
     def _declined(self, outcome: Declined) -> None:
         """The broker said no: the client is told as if it had asked the broker itself."""
