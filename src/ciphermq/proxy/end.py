@@ -255,6 +255,14 @@ class End:
 
     # --- the end ------------------------------------------------------------------------------
 
+    def shut(self) -> None:
+        """End our half: the peer still can read what was written, and end its own."""
+        with contextlib.suppress(OSError, ValueError):
+            if self.tls:
+                self.sock.unwrap()  # type: ignore[attr-defined]
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+
     def close(self, *, at_once: bool = False) -> None:
         """End it. With `at_once` the peer sees a reset, and nothing that is left is sent."""
         if self.closed:
@@ -267,7 +275,7 @@ class End:
         if self._writing:
             self._loop.remove_writer(self.fd)
         self._on_readable = self._on_drained = _nothing
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             if at_once:
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NOW)
             elif self.tls:

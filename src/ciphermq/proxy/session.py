@@ -418,12 +418,8 @@ class Session:
 
     def _shut_client(self) -> None:
         """End our half, and let the other end its own: a reset could overtake what was said."""
-        try:
-            self._client.sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            self._end(self._how)
-        else:
-            discard(self._client, self._client_done)
+        self._client.shut()
+        discard(self._client, self._client_done)
 
     def _late(self, what: str) -> None:
         if self._road is not None:
