@@ -72,10 +72,11 @@ class Site:
     async def start(self, *words: str, socket: Path | None = None) -> Process:
         blue, green = self.blue.node, self.green.node
         return await asyncio.create_subprocess_exec(
-            *(str(CTL), str(socket or self.proxy.socket), "vhost", "move", self.vhost, *words),
+            *(str(CTL), str(socket or self.proxy.socket), "vhost", "move", self.vhost),
             *("--state", str(self.state)),
             *("--source", f"http://{blue.user}@127.0.0.1:{blue.management}"),
             *("--target", f"http://{green.user}@127.0.0.1:{green.management}"),
+            *words,
             env=os.environ | {SOURCE_VARIABLE: blue.password, TARGET_VARIABLE: green.password},
             stdout=PIPE,
             stderr=PIPE,

@@ -162,7 +162,7 @@ class Vhost:
             ' io_lib:format("~s/~p ", [base64:encode(Name), Count]) end'
             f' || Q <- rabbit_amqqueue:list(<<"{self.name}">>)])'
         )
-        pairs = (word.rsplit("/", 1) for word in text.strip('"').split())
+        pairs = (word.rsplit("/", 1) for word in text.strip('[]"').split())
         return {base64.b64decode(name).decode(): int(count) for name, count in pairs}
 
 

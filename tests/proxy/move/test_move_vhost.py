@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import aiormq
 import pytest
 
 from ciphermq import limits
 from ciphermq.proxy.move.drain import is_ours
-from ciphermq.proxy.move.main import DONE, REFUSED, STOPPED
+from ciphermq.proxy.move.main import DONE, REFUSED, STOPPED, UNREACHABLE
 from support.moving import Site
 from support.traffic import Consumer, Publisher
 
@@ -97,7 +100,6 @@ async def test_all_definitions_are_copied(site: Site) -> None:
     site.queue("quorum", arguments={"x-queue-type": "quorum", "x-delivery-limit": 3})
     site.queue("lazy", arguments={"x-queue-mode": "lazy"})
     site.queue("brief", durable=False)
-    site.queue("amq.gen-named-by-the-server")
     fallback = {"type": "topic", "durable": True, "arguments": {"alternate-exchange": "dead"}}
     blue.api("PUT", f"exchanges/{vhost}/orders", fallback)
     blue.api("PUT", f"exchanges/{vhost}/dead", {"type": "fanout", "durable": True})
@@ -119,7 +121,11 @@ async def test_all_definitions_are_copied(site: Site) -> None:
 
     after = green.api("GET", f"definitions/{vhost}")
     for kind in ("exchanges", "queues", "bindings", "policies", "parameters"):
-        assert sorted(map(repr, after[kind])) == sorted(map(repr, before[kind])), kind
+        found, wanted = (
+            sorted(json.dumps(each, sort_keys=True) for each in side[kind])
+            for side in (after, before)
+        )
+        assert found == wanted, kind
     for what in (f"permissions/{vhost}/{site.user}", f"topic-permissions/{vhost}/{site.user}"):
         assert green.api("GET", what) == blue.api("GET", what)
     for what in ("password_hash", "hashing_algorithm", "tags"):
@@ -127,8 +133,22 @@ async def test_all_definitions_are_copied(site: Site) -> None:
         assert users[0] == users[1]
     metadata = {"description": "for orders", "tags": ["eu", "production"]}
     assert green.api("GET", f"vhosts/{vhost}")["metadata"].items() >= metadata.items()
-    # The move's own user was let in for the time being only.
-    assert green.api("GET", f"permissions/{vhost}/{green.user}") is None
+
+
+async def test_the_movers_own_user_is_let_in_for_the_time_being_only(site: Site) -> None:
+    green, operator = site.green.node, f"operator-{site.vhost}"
+    green.api("PUT", f"users/{operator}", {"password": "op", "tags": "administrator"})
+    try:
+        site.queue("kept")
+        await site.fill("kept", 10)
+        file = site.proxy.directory / "password"
+        file.write_text("op")
+        url = f"http://{operator}@127.0.0.1:{green.management}"
+        await site.move("--to", "green", "--target", url, "--target-password-file", str(file))
+        assert green.api("GET", f"permissions/{site.blue.quoted}/{operator}") is None
+        await check_all_there(site, "kept", 10)
+    finally:
+        green.api("DELETE", f"users/{operator}")
 
 
 async def test_what_was_declared_during_the_move_is_copied_before_the_remap(site: Site) -> None:
@@ -160,6 +180,28 @@ async def test_exclusive_queues_end_and_are_not_copied(site: Site) -> None:
     await asyncio.gather(connection.close(), return_exceptions=True)
 
 
+async def test_auto_delete_queues_keep_their_messages(site: Site) -> None:
+    """They would go with their last consumer, which the move sends away."""
+    count = 500
+    connection = await aiormq.connect(site.url)
+    channel = await connection.channel()
+    await channel.queue_declare("brief", auto_delete=True)
+    await channel.basic_qos(prefetch_count=20)
+    held = []
+
+    async def take(message: aiormq.abc.DeliveredMessage) -> None:
+        held.append(message)  # and never acknowledge: all of it is to come again
+
+    await channel.basic_consume("brief", take)
+    await site.fill("brief", count)
+    await site.move("--to", "green")
+    await asyncio.gather(connection.close(), return_exceptions=True)
+    assert held
+    assert site.green.counts() == {"brief": count}
+    assert site.blue.counts() == {}
+    await check_all_there(site, "brief", count)
+
+
 # --- the plan ------------------------------------------------------------------------------------
 
 
@@ -188,15 +230,22 @@ async def test_a_result_as_json(site: Site) -> None:
     assert result == {"vhost": site.vhost, "at": "farm green", "messages": 5}
 
 
-async def test_streams_are_left_only_when_that_is_said(site: Site) -> None:
+async def test_what_can_not_be_moved_is_left_only_when_that_is_said(site: Site) -> None:
     site.queue("log", arguments={"x-queue-type": "stream"})
     await site.fill("log", 3)
+    connection = await aiormq.connect(site.blue.node.url(site.vhost))
+    channel = await connection.channel()
+    named = await channel.queue_declare("", durable=True)
+    await channel.queue_bind(named.queue, "amq.topic", "#")
+    await connection.close()
     text = await site.move("--to", "green", expect=REFUSED)
     assert "log: a stream keeps what was read" in text
-    text = await site.move("--to", "green", "--leave-streams")
+    assert f"{named.queue}: named by the server" in text
+    text = await site.move("--to", "green", "--leave-behind")
     assert "queue 'log' (stream): left behind" in text
     (made,) = site.green.node.api("GET", f"queues/{site.blue.quoted}")
     assert (made["name"], made["type"]) == ("log", "stream")
+    assert set(site.blue.counts()) == {"log", named.queue}
 
 
 async def test_a_client_that_is_not_behind_the_proxy_is_in_the_way(site: Site) -> None:
@@ -270,7 +319,7 @@ async def test_wrong_passwords_are_told_of(site: Site, tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("wrong\n")
     text = await site.move("--to", "green", "--target-password-file", str(file), expect=REFUSED)
-    assert "refuses user 'keeper': wrong password" in text
+    assert "refuses GET whoami to user 'keeper', whose password may be wrong" in text
 
 
 async def test_without_a_proxy_nothing_is_done(site: Site, tmp_path: Path) -> None:
@@ -289,11 +338,13 @@ async def test_one_broker_is_not_two(site: Site) -> None:
 
 
 async def test_a_failure_before_the_first_message_lets_clients_go_on(site: Site) -> None:
-    """The target turns out to be unreachable by AMQP only when everybody is held already."""
     site.queue("kept")
     await site.fill("kept", 10)
-    text = await site.move("--to", "green", "--target-amqp", "127.0.0.1:9", expect=STOPPED)
-    assert "Vhost" in text
+    text = await site.move("--to", "green", "--target-amqp", "127.0.0.1:9", expect=REFUSED)
+    assert "was not moved, and its clients go on at farm blue: farm green: 127.0.0.1:9" in text
+    assert (site.farm, site.paused) == ("blue", False)
+    await site.move("--to", "green")
+    await check_all_there(site, "kept", 10)
 
 
 # --- interrupted ---------------------------------------------------------------------------------

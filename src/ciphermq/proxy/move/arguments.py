@@ -72,7 +72,10 @@ def parser() -> argparse.ArgumentParser:
         )
     made.add_argument("--ca", metavar="FILE", type=Path, help="authority of both, for https, amqps")
     made.add_argument(
-        "--leave-streams", action="store_true", help="what is in streams stays behind"
+        "--leave-behind",
+        action="store_true",
+        help="move the vhost without what can't be moved: streams' content, queues that the server "
+        "has named",
     )
     made.add_argument(
         "--close-others",

@@ -18,6 +18,9 @@ PRODUCT = "CipherMQ proxy: move"
 """How a move's own connections call themselves."""
 
 
+_NOT_FOUND = 404
+
+
 class Broker:
     """A broker, or a cluster of them, that a vhost moves from or to."""
 
@@ -78,7 +81,13 @@ class Broker:
         link = await self.link(vhost)
         try:
             for queue in queues:
-                found[queue], _ = await link.messages(queue)
+                try:
+                    found[queue], _ = await link.messages(queue)
+                except MoveError:
+                    if link.reply != _NOT_FOUND:
+                        raise
+                    found[queue] = 0
+                    link = await self.link(vhost)
         finally:
             await link.close()
         return found

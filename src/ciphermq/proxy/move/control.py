@@ -115,4 +115,3 @@ class Proxy:
         except MoveError:
             if number in {each["id"] for each in await self._asked("CONN")}:
                 raise
-

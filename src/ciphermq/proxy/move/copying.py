@@ -6,15 +6,16 @@ import contextlib
 
 from ciphermq.errors import MoveError
 from ciphermq.proxy.move.broker import Broker
-from ciphermq.proxy.move.definitions import Definitions, Difference, compare
+from ciphermq.proxy.move.definitions import Definitions, compare
 from ciphermq.proxy.move.drain import is_ours
 from ciphermq.proxy.move.plan import missing_users
 
 _USER_PARTS = ("password_hash", "hashing_algorithm", "tags")
 
 
-async def copy_vhost(vhost: str, source: Broker, target: Broker, *, prune: bool) -> Difference:
-    """The vhost, its users' permissions, and all definitions in it.
+async def copy_vhost(vhost: str, source: Broker, target: Broker, *, prune: bool) -> bool:
+    """The vhost, its users' permissions, and all definitions in it; whether the vhost was made
+    only now (and its maker let in by the broker).
 
     Raises MoveError when something of it conflicts, or the target refuses it.
     """
@@ -22,6 +23,7 @@ async def copy_vhost(vhost: str, source: Broker, target: Broker, *, prune: bool)
     if wanted is None:
         raise MoveError(f"There is no vhost {vhost!r} at {source}")
     there = await target.definitions(vhost)
+    new = there is None
     if there is None:
         like = await source.api.ask("GET", "vhosts", vhost)
         await target.api.make_vhost(vhost, like or {})
@@ -35,7 +37,7 @@ async def copy_vhost(vhost: str, source: Broker, target: Broker, *, prune: bool)
     if len(difference.missing):
         exported = difference.missing.exported()
         await target.api.ask("POST", "definitions", vhost, body=exported)
-    return difference
+    return new
 
 
 async def _copy_users(vhost: str, source: Broker, target: Broker) -> None:

@@ -62,13 +62,17 @@ class Definitions:
     @classmethod
     def of(cls, exported: Mapping[str, Any]) -> Definitions:
         """From the API's answer. What a move made for itself is none of them."""
-        queues = {_by_name(each): each for each in exported.get("queues", ())}
+        queues = {
+            _by_name(each): each
+            for each in exported.get("queues", ())
+            if not named_by_server(each["name"])
+        }
         exchanges = [each for each in exported.get("exchanges", ()) if not is_ours(each["name"])]
         bindings = [
             each
             for each in exported.get("bindings", ())
             if not is_ours(each["source"])
-            # An exclusive queue is exported with its bindings, but not itself.
+            # What is not copied itself: an exclusive queue, one that the server has named.
             and (each["destination_type"] != "queue" or each["destination"] in queues)
         ]
         parameters = exported.get("parameters", ())
@@ -163,6 +167,18 @@ def _queue_arguments(thing: Json) -> Json:
     if arguments.get("x-queue-type") == "classic":
         del arguments["x-queue-type"]
     return arguments
+
+
+def named_by_server(queue: str) -> bool:
+    """Whether no other broker can have a queue of this name: it is a broker's own to give."""
+    return queue.startswith("amq.")
+
+
+def is_movable(queue: Json) -> bool:
+    """Whether a queue's messages can be put into one of the same name elsewhere, and taken out of
+    this one."""
+    kept = queue["exclusive"] or queue.get("type") == "stream" or named_by_server(queue["name"])
+    return not kept
 
 
 def may_shrink(queue: Json) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ciphermq import limits
 from ciphermq.errors import MoveError
 from ciphermq.proxy.move.broker import Broker
-from ciphermq.proxy.move.definitions import may_shrink
+from ciphermq.proxy.move.definitions import is_movable, may_shrink
 from ciphermq.proxy.move.drain import Drain, Drained, Queue
 from ciphermq.proxy.move.link import Link
 from ciphermq.proxy.move.management import Json
@@ -43,7 +43,7 @@ class _Work:
 
 
 async def drain_vhost(vhost: str, source: Broker, target: Broker, progress: Progress) -> int:
-    """Move everything but streams; how many messages that were.
+    """Move everything that can be; how many messages that were.
 
     Nobody else may be connected to the vhost. What appears at the source meanwhile (a message that
     expired into another queue) is moved, too. Raises MoveError, TransportError; MoveError also
@@ -51,8 +51,7 @@ async def drain_vhost(vhost: str, source: Broker, target: Broker, progress: Prog
     """
     moved = 0
     for _ in range(_SWEEPS):
-        listed = await source.api.queues(vhost)
-        queues = [each for each in listed if not each["exclusive"] and each["type"] != "stream"]
+        queues = [each for each in await source.api.queues(vhost) if is_movable(each)]
         counts = await source.counts(vhost, [each["name"] for each in queues])
         full = [each for each in queues if counts[each["name"]]]
         if not full:
@@ -122,8 +121,11 @@ async def _worker(work: _Work) -> None:
 
 
 def _as_drained(queue: Json) -> Queue:
+    """Whether we can be its only consumer: of a quorum queue, and of one that knows active and
+    waiting consumers, nobody can, and of an auto-delete queue its guard is one already."""
     single = (queue.get("arguments") or {}).get("x-single-active-consumer")
-    return Queue(queue["name"], exclusive=queue["type"] == "classic" and not single)
+    alone = queue["type"] == "classic" and not single and not queue["auto_delete"]
+    return Queue(queue["name"], exclusive=alone)
 
 
 async def _verify(work: _Work) -> None:

@@ -106,6 +106,8 @@ class Link(asyncio.Protocol):
         self.on_failure: Callable[[Exception], None] = _nothing
         self.blocked: str | None = None
         """Why the broker takes no messages at the moment."""
+        self.reply: int | None = None
+        """The code with which the broker closed the channel or the connection."""
         self.failure: Exception | None = None
         self._transport: asyncio.Transport | None = None
         self._closed = asyncio.get_running_loop().create_future()
@@ -390,6 +392,7 @@ class Link(asyncio.Protocol):
             )
         if isinstance(method, spec.Connection.Close):
             self._send(0, spec.Connection.CloseOk())
+        self.reply = method.reply_code
         return MoveError(f"{self.address!r} refused: {method.reply_code} {method.reply_text}")
 
     def _fail(self, error: Exception) -> None:

@@ -77,7 +77,7 @@ class _Command:
         self._shelf = shelf
         self._args = args
         self._options = Options(
-            leave_streams=args.leave_streams, close_others=args.close_others, prune=args.prune
+            leave_behind=args.leave_behind, close_others=args.close_others, prune=args.prune
         )
 
     async def run(self) -> None:

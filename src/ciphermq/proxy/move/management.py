@@ -69,8 +69,9 @@ class Management:
             return None
         if answer.status_code == httpx.codes.UNAUTHORIZED:
             raise MoveError(
-                f"The management API at {self.url} refuses user {self.user!r}: wrong password, or "
-                "the user lacks the tag administrator"
+                f"The management API at {self.url} refuses {method} {where} to user {self.user!r}, "
+                f"whose password may be wrong or who may lack the tag administrator: "
+                f"{_reason(answer)}"
             )
         if answer.is_error:
             raise MoveError(

@@ -20,7 +20,9 @@ from ciphermq.errors import CipherMQError, MoveError, MoveRefused, MoveStopped
 from ciphermq.proxy.move.broker import Broker
 from ciphermq.proxy.move.control import Proxy
 from ciphermq.proxy.move.copying import copy_vhost, remove_exchanges
+from ciphermq.proxy.move.definitions import is_movable
 from ciphermq.proxy.move.draining import drain_vhost
+from ciphermq.proxy.move.guard import Guard
 from ciphermq.proxy.move.plan import Options
 from ciphermq.proxy.move.progress import Progress
 from ciphermq.proxy.move.record import Record, Shelf, Step
@@ -47,6 +49,7 @@ class Mover:
         self._options = options
         self._progress = progress
         self._held = False
+        self._guard = Guard()
 
     @property
     def vhost(self) -> str:
@@ -67,16 +70,20 @@ class Mover:
 
     async def _guarded(self, work: Callable[[], Awaitable[int]]) -> int:
         try:
-            return await work()
+            try:
+                return await work()
+            finally:
+                await self._guard.close()
         except (CipherMQError, asyncio.CancelledError) as error:
             cancelled = isinstance(error, asyncio.CancelledError)
             why = "interrupted" if cancelled else str(error)
             if self.record.step != "prepared":
                 raise MoveStopped(self._advice(why)) from error
-            held = self._held
             await asyncio.shield(self._let_go())
-            state = "its clients go on where they were" if held else "nothing was changed"
-            raise MoveRefused(f"Vhost {self.vhost!r} was not moved, {state}: {why}") from error
+            raise MoveRefused(
+                f"Vhost {self.vhost!r} was not moved, and its clients go on at "
+                f"{self.record.source}: {why}"
+            ) from error
 
     def _advice(self, why: str) -> str:
         if self.record.step == "remapped":
@@ -102,9 +109,6 @@ class Mover:
         return moved
 
     async def _back(self) -> int:
-        if self.record.step == "prepared":
-            await self._finish("undone")
-            return 0
         if self.record.step == "draining":
             await self._across()
         return await self._return()
@@ -113,6 +117,11 @@ class Mover:
         """Everything up to the last message, from a state in which nobody has been remapped."""
         self._progress.step(f"Copy definitions to {self.record.target}")
         await self._copy()
+        for broker in (self._source, self._target):
+            # Better now than when everybody waits.
+            link = await broker.link(self.vhost)
+            await link.close()
+        await self._watch()
         await self._hold()
         await self._copy()
         self._note("draining")
@@ -127,11 +136,21 @@ class Mover:
 
     async def _copy(self) -> None:
         prune = self._options.prune and self.record.step == "prepared"
-        await copy_vhost(self.vhost, self._source, self._target, prune=prune)
+        new = await copy_vhost(self.vhost, self._source, self._target, prune=prune)
+        user = self._target.side.user
+        if new and user not in await self._source.api.permissions(self.vhost):
+            self.record.granted.add(self._target.api.url)
+            self._shelf.write(self.record)
         for broker in (self._source, self._target):
             if broker.api.url not in self.record.granted and await broker.let_us_in(self.vhost):
                 self.record.granted.add(broker.api.url)
                 self._shelf.write(self.record)
+
+    async def _watch(self) -> None:
+        """Stay with queues that would go with their consumers."""
+        listed = await self._source.api.queues(self.vhost)
+        names = [each["name"] for each in listed if each["auto_delete"] and is_movable(each)]
+        await self._guard.watch(self._source, self.vhost, names)
 
     async def _drain(self, source: Broker, target: Broker) -> int:
         self._progress.step(f"Move messages from {source} to {target}")

@@ -9,7 +9,7 @@ import msgspec
 
 from ciphermq.errors import MoveError
 from ciphermq.proxy.move.broker import Broker
-from ciphermq.proxy.move.definitions import Definitions, Difference, compare
+from ciphermq.proxy.move.definitions import Definitions, Difference, compare, is_movable
 from ciphermq.proxy.move.management import Json
 
 _RATE = 20_000
@@ -20,8 +20,8 @@ _FEW = 5
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What the operator has decided beforehand."""
 
-    leave_streams: bool = False
-    """Move the vhost although what is in its streams stays behind."""
+    leave_behind: bool = False
+    """Move the vhost although some of what is in it can't be moved."""
     close_others: bool = False
     """End connections that don't come through the proxy."""
     prune: bool = False
@@ -126,19 +126,14 @@ async def _counts(vhost: str, source: Broker, listed: list[Json]) -> dict[str, i
     """Exact counts, asked over AMQP: that the nodes can be reached so is known then, too."""
     if source.side.user not in await source.api.permissions(vhost):
         return {}
-    names = [queue["name"] for queue in listed if not queue["exclusive"] and not _stream(queue)]
-    return await source.counts(vhost, names)
-
-
-def _stream(queue: Json) -> bool:
-    return queue.get("type") == "stream"
+    return await source.counts(vhost, [queue["name"] for queue in listed if is_movable(queue)])
 
 
 def _fate(queue: Json, counts: dict[str, int]) -> PlannedQueue:
     fate = "moved"
     if queue["exclusive"]:
         fate = "ends"
-    elif _stream(queue):
+    elif not is_movable(queue):
         fate = "left behind"
     return PlannedQueue(
         name=queue["name"],
@@ -157,12 +152,22 @@ async def missing_users(vhost: str, source: Broker, target: Broker) -> list[str]
 
 async def _judge(plan: Plan, source: Broker, options: Options) -> None:
     """What the source's side has to say against the move."""
-    streams = [queue.name for queue in plan.queues if queue.fate == "left behind"]
-    if streams and not options.leave_streams:
-        plan.problems.append(
-            f"{_named(streams)}: a stream keeps what was read, so its content can't be moved; "
-            "with --leave-streams the target gets an empty stream of that name"
-        )
+    behind = [queue for queue in plan.queues if queue.fate == "left behind"]
+    for queues, why in (
+        (
+            [each.name for each in behind if each.type == "stream"],
+            "a stream keeps what was read, so its content can't be moved; the target's is empty",
+        ),
+        (
+            [each.name for each in behind if each.type != "stream"],
+            "named by the server, so no other broker can have it",
+        ),
+    ):
+        text = f"{_named(queues)}: {why}"
+        if queues and options.leave_behind:
+            plan.notes.append(f"{text}; left behind")
+        elif queues:
+            plan.problems.append(f"{text}; say --leave-behind to move the vhost without that")
     auto = [each.name for each in plan.queues if each.fate == "ends"]
     if auto:
         plan.notes.append(
