@@ -7,8 +7,10 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer
 import typer.main
@@ -16,6 +18,11 @@ import typer.main
 from ciphermq import errors, limits
 from ciphermq.cli import errors as endings
 from ciphermq.cli.main import app
+from ciphermq.proxy import config, ctl, model
+from ciphermq.proxy.control import words
+from ciphermq.proxy.control.commands import RULES
+from ciphermq.proxy.control.grammar import KINDS
+from ciphermq.proxy.timeouts import Timeouts
 from ciphermq.settings.server import sections
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
@@ -145,7 +152,118 @@ def _statuses() -> str:
     )
 
 
+_CONTROL = """\
+`ciphermq-proxy-ctl CONTROL_SOCKET WORD...` says one command and shows the answer; so does whatever
+else writes a line to the socket. Words in capitals may be said in any case, what is in brackets may
+be left out, `A|B` is one of the two, and `...` is one or more. A command that was done and has
+nothing to show says nothing.
+
+"""
+
+
+def control_page() -> str:
+    """Every command of the proxy's control language, as its grammar has it."""
+    form, _, rules = (words.__doc__ or "").split("::\n\n")[1].partition("\n\n")
+    form = "\n".join(line.removeprefix("    ") for line in form.splitlines())
+    statuses = re.findall(r"(\d) ([^,.]+)", (ctl.__doc__ or "").partition("Exit statuses:")[2])
+    page = [
+        f"# The proxy's control language\n\n{NOTICE}{_CONTROL}```\n{form}\n```\n\n",
+        f"{_prose(rules)}\n\n| exit status of `ciphermq-proxy-ctl` | |\n| --- | --- |\n",
+        *(f"| {number} | {meaning} |\n" for number, meaning in statuses[:4]),
+        "\n`amqpprox_ctl` is the same program, without `--json` and status 3.\n\n",
+        "| argument | is |\n| --- | --- |\n",
+        *(f"| `{name}` | {text} |\n" for name, (_, text) in sorted(KINDS.items())),
+        "| any other | a name of 1 to 255 bytes |\n",
+    ]
+    verb = ""
+    ordered = sorted(RULES, key=lambda one: one.usage.verb)
+    for rule, following in zip_longest(ordered, ordered[1:]):
+        if rule.usage.verb != verb:
+            verb = rule.usage.verb
+            page.append(f"\n## {verb}\n\n")
+        # Of several that are done by one function, the last has what is to be said of all.
+        alike = following is not None and rule.do is not None and rule.do is following.do
+        about = "" if alike else _prose(rule.about)
+        page.append(f"- `{rule.usage.text}`\n  {f'{rule.help}. {about}'.strip()}\n")
+    return "".join(page)
+
+
+_TABLES = {
+    "": model.Configuration,
+    "backends.NAME": model.Backend,
+    "farms.NAME": model.Farm,
+    "listeners": model.Listener,
+    "ingress": model.TlsSettings,
+    "ingress.certificates": model.Certificate,
+    "limits.KIND": model.Limit,
+    "auth": model.AuthService,
+    "external.CERTIFICATE": model.ExternalUser,
+    "statsd": model.Destination,
+}
+_TYPES = {
+    "str": "text",
+    "int": "number",
+    "float": "number",
+    "bool": "`true` or `false`",
+    "Port": "1 to 65535",
+    "Verbosity": "0 to 5",
+    "Target": '`{ farm = "NAME" }` or `{ backend = "NAME" }`',
+}
+
+
+_BELOW = "a table, below"
+
+
+def _type(annotation: str) -> str:
+    """A type as a reader of TOML knows it."""
+    annotation = annotation.removesuffix(" | None")
+    if annotation.startswith("Mapping"):
+        member = _type(annotation.partition(", ")[2].removesuffix("]"))
+        return "tables, below" if member == _BELOW else f"table of {member}"
+    if annotation.startswith("tuple"):
+        member = _type(annotation.removeprefix("tuple[").partition(",")[0])
+        return "tables, below" if member == _BELOW else f"list of {member}"
+    if annotation.startswith("Literal"):
+        return ", ".join(f"`{one}`" for one in ast.literal_eval(annotation[7:]))
+    if annotation == "VerifyMode":
+        return ", ".join(f'`"{one}"`' for one in get_args(model.VerifyMode))
+    return _TYPES.get(annotation, _BELOW)
+
+
+_FILE = """\
+TOML, at the control socket's path with `.toml` behind it unless `--config` names another.
+`CONFIG SAVE` writes it, `CONFIG DIFF` compares it, `CONFIG RELOAD` takes it over. Each key is what
+[a command](proxy-control.md) sets, and what is not in the file is as in a proxy that was just
+started. A key that is not here, or a file that others may write, is an error, and then nothing of
+the file is used.
+
+"""
+
+
+def proxy_file_page() -> str:
+    """Every key of the proxy's file, from the types it is made of."""
+    example = (config.__doc__ or "").split("::\n\n")[1].partition("\n\nWhat is not")[0]
+    example = "\n".join(line.removeprefix("    ") for line in example.splitlines())
+    page = [f"# The proxy's configuration file\n\n{NOTICE}{_FILE}```toml\n{example}\n```\n"]
+    for heading, struct in _TABLES.items():
+        page.append(f"\n## {f'`[{heading}]`' if heading else 'The top'}\n\n")
+        page.append(f"{_prose(struct.__doc__)}\n\n| key | |\n| --- | --- |\n")
+        for name, annotation in struct.__annotations__.items():
+            if name not in {"name", "address"} or struct is model.Listener:
+                page.append(f"| `{name}` | {_type(annotation)} |\n")
+    page.append(
+        f"\nKinds of limits are {', '.join(f'`{kind}`' for kind in get_args(model.LimitKind))}.\n"
+        "`egress` has the same keys as `ingress`, but no certificates; `metrics` the same as\n"
+        "`statsd`. `vhosts` says which are paused, of those that ever were. `timeouts` (seconds): "
+        + ", ".join(f"`{name}` ({each:g})" for name, each in asdict(Timeouts()).items())
+        + ".\n"
+    )
+    return "".join(page)
+
+
 PAGES = {
+    "proxy-control.md": control_page,
+    "proxy-config.md": proxy_file_page,
     "cli.md": command_page,
     "settings.md": settings_page,
     "errors.md": error_page,

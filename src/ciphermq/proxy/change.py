@@ -79,10 +79,6 @@ class _Change(msgspec.Struct, frozen=True, tag=True):
     """Whether files are to be read anew although the configuration stays as it is: what is in
     them may have changed (a renewed certificate)."""
 
-    def apply(self, now: Configuration) -> Configuration:
-        """The configuration after this change. `ProxyError` where it can't be made."""
-        raise NotImplementedError
-
 
 # --- backends --------------------------------------------------------------------------------
 

@@ -112,8 +112,8 @@ class TlsSettings(
 ):
     """One side's TLS; paths are as given, an empty one is not set.
 
-    `key_file` and `rsa_key_file` are two words for the same thing; the one set last counts and
-    stands in `key_file`. `certificates` (ingress only) are chosen by the name the client asks for.
+    `key_file` is what KEY_FILE and RSA_KEY_FILE set, whichever was said last. `certificates`
+    (ingress only) are chosen by the name the client asks for.
     """
 
     key_file: str = ""
@@ -168,7 +168,7 @@ class Destination(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Configuration(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
-    """All of it."""
+    """Everything a proxy is told, by commands or by its file."""
 
     datacenter: str = ""
     backends: Mapping[str, Backend] = {}

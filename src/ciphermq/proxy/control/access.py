@@ -46,11 +46,13 @@ from ciphermq.proxy.timeouts import Timeouts
 # --- LISTEN ----------------------------------------------------------------------------------
 
 
-@rule(
-    "LISTEN START|START_SECURE port [ADDRESS address] [PROXY]",
-    "Take clients at a port (with TLS); PROXY: behind a balancer that sends the PROXY header",
-)
+@rule("LISTEN START|START_SECURE port [ADDRESS address] [PROXY]")
 async def start_listening(office: Office, call: Call) -> None:
+    """Take clients at a port (with TLS); PROXY: behind a balancer that sends the PROXY header.
+
+    Without an address it listens on all of both families. A port that is in use is an error, and
+    nothing else changes.
+    """
     listener = Listener(
         port=call["port"],
         address=call.get("address") or "",
@@ -60,16 +62,15 @@ async def start_listening(office: Office, call: Call) -> None:
     await office.change(StartListening(listener))
 
 
-@rule(
-    "LISTEN STOP [port] [ADDRESS address]",
-    "Take no more clients at a port, or at any; sessions go on",
-)
+@rule("LISTEN STOP [port] [ADDRESS address]")
 async def stop_listening(office: Office, call: Call) -> None:
+    """Take no more clients at a port, or at any; sessions go on."""
     await office.change(StopListening(call.get("port"), call.get("address")))
 
 
-@rule("LISTEN PRINT", "Show where clients are taken")
+@rule("LISTEN PRINT")
 async def print_listeners(office: Office, call: Call) -> Answer:
+    """Show where clients are taken."""
     listeners = sorted(office.configuration.listeners, key=lambda one: one.key)
     lines = [
         f"{'START_SECURE' if one.secure else 'START'} {one.port}"
@@ -125,20 +126,25 @@ async def _pem(path: str, member: TlsFile) -> str:
     return str(whole)
 
 
-@rule(
-    "TLS INGRESS|EGRESS KEY_FILE|RSA_KEY_FILE|CERT_CHAIN_FILE|CA_CERT_FILE|TMP_DH_FILE file",
-    "Set a file of PEM, or have it read anew; ingress is from clients, egress to brokers",
-)
+@rule("TLS INGRESS|EGRESS KEY_FILE|RSA_KEY_FILE|CERT_CHAIN_FILE|CA_CERT_FILE|TMP_DH_FILE file")
 async def set_tls_file(office: Office, call: Call) -> None:
+    """Set a file of PEM, or have it read anew; ingress is from clients, egress to brokers.
+
+    The file must be there, in PEM and without a passphrase. A renewed one is read when the command
+    is said again, or the configuration is reloaded.
+    """
     member = _FILES[call.keywords[2]]
     await office.change(SetTlsFile(_side(call), member, await _pem(call["file"], member)))
 
 
-@rule(
-    "TLS INGRESS|EGRESS VERIFY_MODE NONE|PEER|FAIL_IF_NO_PEER_CERT|CLIENT_ONCE...",
-    "Say what is asked of the other side's certificate",
-)
+@rule("TLS INGRESS|EGRESS VERIFY_MODE NONE|PEER|FAIL_IF_NO_PEER_CERT|CLIENT_ONCE...")
 async def set_verify(office: Office, call: Call) -> None:
+    """Say what is asked of the other side's certificate.
+
+    NONE asks for nothing; PEER checks one that is shown (a broker's always is); with
+    FAIL_IF_NO_PEER_CERT clients must show one. CLIENT_ONCE changes nothing here: there is no
+    renegotiation.
+    """
     words: dict[str, VerifyMode] = {
         "NONE": "none",
         "PEER": "peer",
@@ -159,23 +165,29 @@ def _suites(ciphers: str) -> list[str]:
     return [str(suite["name"]) for suite in context.get_ciphers()]
 
 
-@rule("TLS INGRESS|EGRESS CIPHERS PRINT", "Show which cipher suites are taken")
+@rule("TLS INGRESS|EGRESS CIPHERS PRINT")
 async def print_ciphers(office: Office, call: Call) -> Answer:
+    """Show which cipher suites are taken."""
     suites = _suites(getattr(office.configuration, _side(call)).ciphers)
     return Answer("Ciphers:\n" + "".join(f"{suite}\n" for suite in suites), suites)
 
 
-@rule("TLS INGRESS|EGRESS CIPHERS SET ciphers", "Say which cipher suites of TLS 1.2 are taken")
+@rule("TLS INGRESS|EGRESS CIPHERS SET ciphers")
 async def set_ciphers(office: Office, call: Call) -> None:
+    """Say which cipher suites of TLS 1.2 are taken.
+
+    Those of TLS 1.3 are always taken.
+    """
     _suites(call["ciphers"])
     await office.change(SetCiphers(_side(call), call["ciphers"]))
 
 
-@rule(
-    "TLS INGRESS SNI ADD server_name chain_file key_file",
-    "Show clients that ask for this name (*.example.org for any label) a certificate of its own",
-)
+@rule("TLS INGRESS SNI ADD server_name chain_file key_file")
 async def add_certificate(office: Office, call: Call) -> None:
+    """Show clients that ask for this name a certificate of its own.
+
+    `*.example.org` stands for any label before that.
+    """
     certificate = Certificate(
         server_name=call["server_name"].lower(),
         chain_file=await _pem(call["chain_file"], "chain_file"),
@@ -191,13 +203,15 @@ async def add_certificate(office: Office, call: Call) -> None:
     await office.change(AddCertificate(certificate))
 
 
-@rule("TLS INGRESS SNI DELETE server_name", "Show clients that ask for this name the usual one")
+@rule("TLS INGRESS SNI DELETE server_name")
 async def delete_certificate(office: Office, call: Call) -> None:
+    """Show clients that ask for this name the usual one."""
     await office.change(DeleteCertificate(call["server_name"].lower()))
 
 
-@rule("TLS INGRESS|EGRESS PRINT", "Show one side's TLS")
+@rule("TLS INGRESS|EGRESS PRINT")
 async def print_tls(office: Office, call: Call) -> Answer:
+    """Show one side's TLS."""
     settings: TlsSettings = getattr(office.configuration, _side(call))
     members = {
         "KEY_FILE": settings.key_file,
@@ -255,6 +269,11 @@ _UNITS: Final[dict[LimitKind, str]] = {
     "Limit every vhost's connections, a second or at a time; alarms only log",
 )
 async def set_limit(office: Office, call: Call) -> None:
+    """Beyond a limit of connections a client is closed with 506; data is paced, not cut.
+
+    Limits of connections hold for the whole proxy, those of data for each connection. TOTAL_CONN
+    is another word for CONNECTIONS.
+    """
     value = call.get("bytes")
     if value is None:
         value = call["number"]
@@ -264,11 +283,13 @@ async def set_limit(office: Office, call: Call) -> None:
 @rule(f"LIMIT DISABLE {'|'.join(_KINDS)} VHOST vhost", "Take away a vhost's own limit")
 @rule(f"LIMIT DISABLE {'|'.join(_KINDS)} DEFAULT", "Take away a limit of every vhost")
 async def disable_limit(office: Office, call: Call) -> None:
+    """A vhost without one of its own has the default."""
     await office.change(SetLimit(_KINDS[call.keywords[2]], call.get("vhost"), None))
 
 
-@rule("LIMIT PRINT [vhost]", "Show all limits, or those that hold for a vhost")
+@rule("LIMIT PRINT [vhost]")
 async def print_limits(office: Office, call: Call) -> Answer:
+    """Show all limits, or those that hold for a vhost."""
     now = office.configuration
     vhost = call.get("vhost")
     if vhost is not None:
@@ -293,32 +314,42 @@ async def print_limits(office: Office, call: Call) -> Answer:
 # --- AUTH ------------------------------------------------------------------------------------
 
 
-@rule("AUTH SERVICE host port target", "Ask an HTTP service about every new session")
+@rule("AUTH SERVICE host port target")
 async def set_auth(office: Office, call: Call) -> None:
+    """Ask an HTTP service about every new session.
+
+    It is sent a protobuf over HTTP. Clients it denies, and all of them while it can't be reached,
+    are closed with 403.
+    """
     await office.change(SetAuth(AuthService(call["host"], call["port"], call["target"])))
 
 
-@rule("AUTH ALWAYS_ALLOW", "Ask nobody: the broker decides alone")
+@rule("AUTH ALWAYS_ALLOW")
 async def always_allow(office: Office, call: Call) -> None:
+    """Ask nobody: the broker decides alone."""
     await office.change(SetAuth(None))
 
 
-@rule(
-    "AUTH EXTERNAL ADD certificate user password_file",
-    "Log clients with this certificate's name and mechanism EXTERNAL in at the broker as a user",
-)
+@rule("AUTH EXTERNAL ADD certificate user password_file")
 async def add_external(office: Office, call: Call) -> None:
+    """Log clients with this certificate's name and mechanism EXTERNAL in at the broker as a user.
+
+    The client proves the certificate's common name by TLS; the proxy logs in at the broker with
+    PLAIN. The password's file is read when it is needed, and never shown.
+    """
     path, _ = await asyncio.to_thread(_read, call["password_file"])
     await office.change(SetExternal(call["certificate"], ExternalUser(call["user"], str(path))))
 
 
-@rule("AUTH EXTERNAL DELETE certificate", "Log clients with this certificate's name in no more")
+@rule("AUTH EXTERNAL DELETE certificate")
 async def delete_external(office: Office, call: Call) -> None:
+    """Log clients with this certificate's name in no more."""
     await office.change(SetExternal(call["certificate"], None))
 
 
-@rule("AUTH PRINT", "Show who is asked about new sessions")
+@rule("AUTH PRINT")
 async def print_auth(office: Office, call: Call) -> Answer:
+    """Show who is asked about new sessions."""
     now = office.configuration
     service = now.auth
     lines = [
@@ -345,17 +376,23 @@ def _phase(call: Call) -> str:
     return name
 
 
-@rule("TIMEOUT SET phase seconds", "Say how long a phase of a session may take")
+@rule("TIMEOUT SET phase seconds")
 async def set_timeout(office: Office, call: Call) -> None:
+    """Say how long a phase of a session may take.
+
+    TIMEOUT PRINT shows the phases.
+    """
     await office.change(SetTimeout(_phase(call), call["seconds"]))
 
 
-@rule("TIMEOUT RESET phase", "Let a phase take as long as it does by itself")
+@rule("TIMEOUT RESET phase")
 async def reset_timeout(office: Office, call: Call) -> None:
+    """Let a phase take as long as it does by itself."""
     await office.change(SetTimeout(_phase(call), None))
 
 
-@rule("TIMEOUT PRINT", "Show how long phases may take, in seconds")
+@rule("TIMEOUT PRINT")
 async def print_timeouts(office: Office, call: Call) -> Answer:
+    """Show how long phases may take, in seconds."""
     value = {**_PHASES, **office.configuration.timeouts}
     return Answer("".join(f"{name} = {seconds:g}\n" for name, seconds in value.items()), value)

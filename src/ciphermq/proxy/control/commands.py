@@ -25,8 +25,9 @@ def help_text(rules: Iterable[Rule] = ()) -> str:
     return "".join(f"{one.usage.text} - {one.help}\n" for one in shown)
 
 
-@rule("HELP", "Show this")
+@rule("HELP")
 async def show_help(office: Office, call: Call) -> Answer:
+    """Show this."""
     value = [{"usage": one.usage.text, "help": one.help} for one in RULES]
     return Answer(help_text(), sorted(value, key=lambda one: one["usage"].split()[0]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final, NamedTuple, TypeVar
@@ -32,6 +33,9 @@ class Rule(NamedTuple):
 
     usage: Usage
     help: str
+    """What it does, in a line."""
+    about: str
+    """What else is to be known of it."""
     do: Do | None
     stream: Stream | None = None
 
@@ -43,24 +47,34 @@ _Do = TypeVar("_Do", bound=Do)
 _Stream = TypeVar("_Stream", bound=Stream)
 
 
-def rule(usage: str, about: str) -> Callable[[_Do], _Do]:
+def _texts(function: object, said: str | None) -> tuple[str, str]:
+    """A command's line of help, and what else its function's docstring says."""
+    text = inspect.getdoc(function) or ""
+    first, _, rest = text.partition("\n\n")
+    return (first.removesuffix("."), rest) if said is None else (said, text)
+
+
+def rule(usage: str, said: str | None = None) -> Callable[[_Do], _Do]:
     """Make an async function of (office, call) a command. It answers, or says nothing (None);
-    it raises `ProxyError` with a sentence when it can't be done. Of several above one function
-    the lowest is added first."""
+    it raises `ProxyError` with a sentence when it can't be done.
+
+    Its line of help is the function's docstring's first, or what is `said`, for functions that do
+    several commands; of these the lowest is added first.
+    """
 
     def add(do: _Do) -> _Do:
-        RULES.append(Rule(Usage(usage), about, do))
+        RULES.append(Rule(Usage(usage), *_texts(do, said), do))
         return do
 
     return add
 
 
-def stream(usage: str, about: str) -> Callable[[_Stream], _Stream]:
+def stream(usage: str) -> Callable[[_Stream], _Stream]:
     """Make an async generator of (office, call, as_json) a command that answers until the reader
     leaves."""
 
     def add(do: _Stream) -> _Stream:
-        RULES.append(Rule(Usage(usage), about, None, do))
+        RULES.append(Rule(Usage(usage), *_texts(do, None), None, do))
         return do
 
     return add

@@ -30,19 +30,29 @@ from ciphermq.proxy.statistics import show
 # --- vhosts and sessions ---------------------------------------------------------------------
 
 
-@rule("VHOST PAUSE vhost", "Hold a vhost's new sessions in their handshake")
+@rule("VHOST PAUSE vhost")
 async def pause_vhost(office: Office, call: Call) -> None:
+    """Hold a vhost's new sessions in their handshake.
+
+    Its other sessions go on until the vhost is unpaused. Held clients are refused (320) when
+    `paused_hold` is over (TIMEOUT PRINT).
+    """
     await office.change(SetPaused(call["vhost"], True))
 
 
-@rule("VHOST UNPAUSE vhost", "Connect the held sessions, and end the vhost's others")
+@rule("VHOST UNPAUSE vhost")
 async def unpause_vhost(office: Office, call: Call) -> None:
+    """Connect the held sessions, and end the vhost's others.
+
+    The others are closed, so that they come again to wherever the vhost is mapped by then.
+    """
     await office.change(SetPaused(call["vhost"], False))
 
 
 @rule("VHOST FORCE_DISCONNECT vhost", "Cut a vhost's sessions at both ends")
 @rule("VHOST BACKEND_DISCONNECT vhost", "Cut a vhost's sessions from their brokers")
 async def disconnect_vhost(office: Office, call: Call) -> None:
+    """When only their brokers are gone, clients are told so by a Close."""
     acts: dict[str, VhostAct] = {
         "BACKEND_DISCONNECT": "backend_disconnect",
         "FORCE_DISCONNECT": "force_disconnect",
@@ -50,8 +60,9 @@ async def disconnect_vhost(office: Office, call: Call) -> None:
     await office.vhost(call["vhost"], acts[call.keywords[1]])
 
 
-@rule("VHOST PRINT", "Show which vhosts are paused")
+@rule("VHOST PRINT")
 async def print_vhosts(office: Office, call: Call) -> Answer:
+    """Show which vhosts are paused."""
     vhosts = dict(sorted(office.configuration.vhosts.items()))
     lines = [
         f"{vhost} = {'PAUSED' if paused else 'UNPAUSED'}\n" for vhost, paused in vhosts.items()
@@ -71,12 +82,17 @@ _SESSION_ACTS: Final[dict[str, SessionAct]] = {
 @rule("SESSION id DISCONNECT_GRACEFUL", "Send a session's client a Close, and end when it answers")
 @rule("SESSION id PAUSE|UNPAUSE", "Stop a session's bytes, or let them go on")
 async def act_on_session(office: Office, call: Call) -> None:
+    """Its number is what CONN shows. A graceful disconnect sends Close 200."""
     if not await office.session(call["id"], _SESSION_ACTS[call.keywords[1]]):
         raise ProxyError(f"Session {call['id']} not found")
 
 
-@rule("CONN", "Show all sessions")
+@rule("CONN")
 async def print_sessions(office: Office, call: Call) -> Answer:
+    """Show all sessions.
+
+    A line each, of fields `name=value`; spaces and control characters in values are escaped.
+    """
     sessions = await office.sessions()
     return Answer("".join(map(_session_line, sessions)), [dict(one) for one in sessions])
 
@@ -99,11 +115,13 @@ def _field(value: object) -> str:
 # --- statistics ------------------------------------------------------------------------------
 
 
-@stream(
-    "STAT LISTEN JSON|HUMAN [filter]",
-    "Show statistics once a second until the reader leaves; all of them, or what a filter says",
-)
+@stream("STAT LISTEN JSON|HUMAN [filter]")
 async def listen(office: Office, call: Call, as_json: bool) -> AsyncGenerator[str, None]:
+    """Show statistics once a second until the reader leaves; all of them, or what a filter says.
+
+    JSON has one object a line. A vhost, backend or source of which nothing is known is all zeros.
+    A backend is named as in BACKEND ADD, or ADDRESS_PORT.
+    """
     shown = show("json" if as_json else call.keywords[2], call.get("filter") or "all")
     if shown is None:
         raise ProxyError(
@@ -115,24 +133,28 @@ async def listen(office: Office, call: Call, as_json: bool) -> AsyncGenerator[st
             yield shown(snapshot)
 
 
-@rule("STAT SEND host port", "Send statistics to statsd over UDP once a second")
+@rule("STAT SEND host port")
 async def send_statistics(office: Office, call: Call) -> None:
+    """Send statistics to statsd over UDP once a second."""
     await address_of(call["host"])
     await office.change(SetStatsd(Destination(call["host"], call["port"])))
 
 
-@rule("STAT STOP SEND", "Send no statistics")
+@rule("STAT STOP SEND")
 async def stop_statistics(office: Office, call: Call) -> None:
+    """Send no statistics."""
     await office.change(SetStatsd(None))
 
 
-@rule("STAT ENABLE|DISABLE PER-SOURCE", "Send statistics of each client's machine too, or not")
+@rule("STAT ENABLE|DISABLE PER-SOURCE")
 async def per_source(office: Office, call: Call) -> None:
+    """Send statistics of each client's machine too, or not."""
     await office.change(SetPerSource(call.keywords[1] == "ENABLE"))
 
 
-@rule("STAT PRINT", "Show where statistics are sent")
+@rule("STAT PRINT")
 async def print_statistics(office: Office, call: Call) -> Answer:
+    """Show where statistics are sent."""
     now = office.configuration
     place = f"SEND {now.statsd.host} {now.statsd.port}" if now.statsd else "STOP SEND"
     enabled = "ENABLE" if now.per_source else "DISABLE"
@@ -144,20 +166,21 @@ async def print_statistics(office: Office, call: Call) -> Answer:
     return Answer(f"{place}\n{enabled} PER-SOURCE\n", value)
 
 
-@rule(
-    "METRICS START port [ADDRESS address]", "Serve metrics for Prometheus; on 127.0.0.1 by itself"
-)
+@rule("METRICS START port [ADDRESS address]")
 async def start_metrics(office: Office, call: Call) -> None:
+    """Serve metrics for Prometheus; on 127.0.0.1 by itself."""
     await office.change(SetMetrics(Destination(call.get("address") or "127.0.0.1", call["port"])))
 
 
-@rule("METRICS STOP", "Serve no metrics")
+@rule("METRICS STOP")
 async def stop_metrics(office: Office, call: Call) -> None:
+    """Serve no metrics."""
     await office.change(SetMetrics(None))
 
 
-@rule("METRICS PRINT", "Show where metrics are served")
+@rule("METRICS PRINT")
 async def print_metrics(office: Office, call: Call) -> Answer:
+    """Show where metrics are served."""
     place = office.configuration.metrics
     if place is None:
         return Answer("STOP\n", None)
@@ -168,19 +191,22 @@ async def print_metrics(office: Office, call: Call) -> Answer:
 # --- the proxy itself ------------------------------------------------------------------------
 
 
-@rule("LOG CONSOLE|FILE verbosity", "Say how much is logged, to the console or the log directory")
+@rule("LOG CONSOLE|FILE verbosity")
 async def set_log(office: Office, call: Call) -> None:
+    """Say how much is logged, to the console or the log directory."""
     sink = call.keywords[1]
     await office.change(SetLog("console" if sink == "CONSOLE" else "file", call["verbosity"]))
 
 
-@rule("MAPHOSTNAME DNS", "Name clients by reverse DNS from now on")
+@rule("MAPHOSTNAME DNS")
 async def name_by_dns(office: Office, call: Call) -> None:
+    """Name clients by reverse DNS from now on."""
     await office.change(SetHostnames(True))
 
 
-@rule("MAPHOSTNAME NONE", "Name clients by their addresses")
+@rule("MAPHOSTNAME NONE")
 async def name_by_address(office: Office, call: Call) -> None:
+    """Name clients by their addresses."""
     await office.change(SetHostnames(False))
 
 
@@ -190,14 +216,19 @@ def _file(office: Office) -> Path:
     return office.config_file
 
 
-@rule("CONFIG PRINT", "Show the configuration, as CONFIG SAVE would write it")
+@rule("CONFIG PRINT")
 async def print_config(office: Office, call: Call) -> Answer:
+    """Show the configuration, as CONFIG SAVE would write it."""
     now = office.configuration
     return Answer(config.dumps(now), config.as_tables(now))
 
 
-@rule("CONFIG SAVE", "Write the configuration to the file that the proxy starts with")
+@rule("CONFIG SAVE")
 async def save_config(office: Office, call: Call) -> None:
+    """Write the configuration to the file that the proxy starts with.
+
+    The file is replaced whole, and only its owner may read it.
+    """
     await asyncio.to_thread(_save, office)
 
 
@@ -210,23 +241,33 @@ def _save(office: Office) -> None:
         config.save(_file(office), office.configuration)
 
 
-@rule("CONFIG DIFF", "Show what CONFIG SAVE would change in the file")
+@rule("CONFIG DIFF")
 async def diff_config(office: Office, call: Call) -> Answer:
+    """Show what CONFIG SAVE would change in the file.
+
+    Lines of the file begin with `-`, those of the running proxy with `+`.
+    """
     differences = config.diff(config.load(_file(office), missing_ok=True), office.configuration)
     return Answer(
         "".join(map(str, differences)), [difference._asdict() for difference in differences]
     )
 
 
-@rule("CONFIG RELOAD", "Take over the configuration from the file; sessions go on")
+@rule("CONFIG RELOAD")
 async def reload_config(office: Office, call: Call) -> None:
+    """Take over the configuration from the file; sessions go on.
+
+    What the file does not say is as in a proxy that was just started. A file with a fault changes
+    nothing. Renewed certificates are read.
+    """
     loaded = await asyncio.to_thread(config.load, _file(office))
     await office.change(ReplaceAll(await with_addresses(loaded)))
 
 
-@rule(
-    "EXIT",
-    "End: take no more clients, send all a Close, wait until they answer or the drain time is over",
-)
+@rule("EXIT")
 async def leave(office: Office, call: Call) -> None:
+    """End: take no more clients, send all a Close, and wait for them for the drain time at most.
+
+    TIMEOUT SET drain says for how long. SIGTERM does the same.
+    """
     office.exit()
