@@ -192,7 +192,7 @@ class Worker:
         return len(sessions)
 
     async def _drain(self, drain: Drain) -> int:
-        return await exiting.drain(
+        cut = await exiting.drain(
             lambda: list(self._sessions.values()),
             self._emptied,
             patience=drain.patience,
@@ -200,6 +200,9 @@ class Worker:
             close_seconds=drain.close_seconds,
             reason=drain.reason,
         )
+        # The answer may be the last that is read of this process.
+        self._lines.pass_on()
+        return cut
 
     # --- what it tells ---
 
