@@ -13,9 +13,6 @@ import ssl
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from cryptography import x509
-from cryptography.x509.oid import NameOID
-
 from ciphermq import limits
 from ciphermq.errors import AmqpFault, CipherMQError, ConnectionLost
 from ciphermq.proxy.deadline import Deadline
@@ -230,5 +227,9 @@ def _name_of(sock: socket.socket) -> str | None:
     der = sock.getpeercert(True) if isinstance(sock, ssl.SSLSocket) else None
     if not der:
         return None
+    # Only who verifies clients pays for it: 9 MB a worker.
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
     names = x509.load_der_x509_certificate(der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[-1].value) if names else None
