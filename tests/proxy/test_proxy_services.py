@@ -173,7 +173,7 @@ async def test_a_certificate_stands_for_a_user(certificates: Certificates) -> No
             password.unlink()
             with pytest.raises(Closed, match=r"403 .*password of user 'service'"):
                 await connect(port, mechanism="EXTERNAL", response="", ssl=app)
-            assert 'connectionName="n" tlsEnabled=secure' in proxy.output
+            await until(lambda: 'connectionName="n" tlsEnabled=secure' in proxy.output)
             assert "s3cret" not in proxy.output
 
 
