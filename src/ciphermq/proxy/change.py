@@ -300,6 +300,15 @@ class SetVerify(_Change, frozen=True):
         return _set_tls(now, self.side, replace(_tls(now, self.side), verify=modes))
 
 
+class ResetTls(_Change, frozen=True):
+    """A side's TLS as it is in a proxy that was just started."""
+
+    side: Side
+
+    def apply(self, now: Configuration) -> Configuration:
+        return _set_tls(now, self.side, TlsSettings())
+
+
 class SetCiphers(_Change, frozen=True):
     """The cipher suites of TLS 1.2 that a side takes, in OpenSSL's words."""
 
@@ -474,6 +483,7 @@ Change = (
     | StopListening
     | SetTlsFile
     | SetVerify
+    | ResetTls
     | SetCiphers
     | AddCertificate
     | DeleteCertificate

@@ -10,6 +10,7 @@ Scripts call it by the hundred, so it starts with what the interpreter has loade
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import sys
@@ -77,10 +78,11 @@ def _say(path: str, line: bytes, *, old: bool) -> int:
     with socket.socket(socket.AF_UNIX) as proxy:
         try:
             proxy.connect(path)
-            proxy.sendall(line, socket.MSG_NOSIGNAL)
         except (OSError, ValueError) as error:
             sys.stderr.write(f"No proxy answers at {path}: {error}\n")
             return UNREACHABLE
+        with contextlib.suppress(OSError):  # it may have said why it listens no longer
+            proxy.sendall(line, socket.MSG_NOSIGNAL)
         status = _show(proxy, old=old)
     if old or status == b"0":
         return DONE

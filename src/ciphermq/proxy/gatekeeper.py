@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ciphermq import limits
 from ciphermq.errors import ChannelLost
 from ciphermq.proxy.auth import ACCESS_REFUSED, Authenticator
 from ciphermq.proxy.gate import Admission, Credentials, Opening, Refusal
@@ -24,7 +25,7 @@ from ciphermq.proxy.limits import CAPS, RATES, Verdict
 from ciphermq.proxy.messages import Closed, Held, MayOpen
 from ciphermq.proxy.model import Backend, Configuration, ExternalUser
 from ciphermq.proxy.routing import CONNECTION_FORCED, NOT_ALLOWED, Router
-from ciphermq.proxy.statistics import Counts, Ending, Tally
+from ciphermq.proxy.statistics import Counts, Ending, Lines, Tally
 from ciphermq.telemetry import get_logger
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ class Gatekeeper:
         self._authenticator: Authenticator | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self.hostnames = Hostnames()
-        self.tally = Tally()
-        """Of sessions that have ended."""
+        self._ended = Tally()
+        self._lately: dict[Lines, Counts] = {}
         self.update(configuration)
 
     def update(self, configuration: Configuration) -> None:
@@ -116,17 +117,24 @@ class Gatekeeper:
     def opened(self, session: Session) -> None:
         """See `gate.Gate`."""
         if session.backend is not None:
-            self._router.active[session.backend.name] += 1
+            self._router.opened(session.backend.name)
 
     def ended(self, session: Session, how: Ending) -> None:
         """See `gate.Gate`."""
         if session.opened and session.backend is not None:
-            self._router.active[session.backend.name] -= 1
+            self._router.ended(session.backend.name)
         self._give_place_back(session.id)
-        counts = self.counts(session)
+        counts = _counts(session)
         counts.paused = counts.active = 0
         setattr(counts, how, 1)
-        self.count(self.tally, session, counts)
+        lines = self._lines(session)
+        lately = self._lately.get(lines)
+        if lately is not None:
+            lately.add(counts)
+            return
+        if len(self._lately) >= limits.PROXY_SOURCES:
+            self._settle()
+        self._lately[lines] = counts
 
     def alarm(self, session: Session, rate: float) -> None:
         """See `gate.Gate`."""
@@ -139,33 +147,41 @@ class Gatekeeper:
 
     # --- counting ---
 
-    def counts(self, session: Session) -> Counts:
-        """A session's numbers, as of now."""
-        received, sent = session.received, session.sent
-        return Counts(
-            paused=int(session.paused),
-            active=1,
-            packets_received=received.packets,
-            frames_received=received.frames,
-            bytes_received=received.bytes,
-            packets_sent=sent.packets,
-            frames_sent=sent.frames,
-            bytes_sent=sent.bytes,
-        )
+    def count(self, sessions: Iterable[Session]) -> Tally:
+        """Everything so far: sessions that have ended, and these, which there are."""
+        self._settle()
+        tally = Tally()
+        tally.add(self._ended)
+        together: dict[Lines, Counts] = {}
+        for session in sessions:
+            lines = self._lines(session)
+            counts = together.get(lines)
+            if counts is None:
+                together[lines] = _counts(session)
+            else:
+                counts.add(_counts(session))
+        for lines, counts in together.items():
+            tally.count(counts, lines)
+        return tally
 
-    def count(self, tally: Tally, session: Session, counts: Counts) -> None:
-        """Add a session's numbers to `tally`.
+    def _settle(self) -> None:
+        """Sessions that ended lately are summed by the lines they share, and only now by each:
+        most share all of them, and a session that ends need not pay for five sums."""
+        for lines, counts in self._lately.items():
+            self._ended.count(counts, lines)
+        self._lately.clear()
 
-        A vhost that leads nowhere is a name some stranger made up: it gets no line of its own.
+    def _lines(self, session: Session) -> Lines:
+        """Which lines of the statistics a session belongs to.
+
+        A vhost that leads nowhere is a name some stranger made up: it gets none of its own.
         """
-        vhost = session.vhost if self._configuration.target(session.vhost) is not None else ""
-        backend = session.backend
-        tally.count(
-            counts,
-            vhost=vhost,
-            name=backend.name if backend is not None else "",
-            backend=f"{session.backend_host}_{backend.port}" if backend is not None else "",
-            source=self.hostnames.known(session.client) if session.client else "",
+        vhost, backend = session.vhost, session.backend
+        return Lines(
+            vhost if self._configuration.target(vhost) is not None else "",
+            backend.name if backend is not None else "",
+            f"{session.backend_host}_{backend.port}" if backend is not None else "",
+            self.hostnames.known(session.client),
         )
 
     # --- who may come in ---
@@ -235,6 +251,21 @@ class Gatekeeper:
             task = asyncio.get_running_loop().create_task(old.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+
+def _counts(session: Session) -> Counts:
+    """A session's numbers, as of now."""
+    received, sent = session.received, session.sent
+    return Counts(
+        paused=int(session.paused),
+        active=1,
+        packets_received=received.packets,
+        frames_received=received.frames,
+        bytes_received=received.bytes,
+        packets_sent=sent.packets,
+        frames_sent=sent.frames,
+        bytes_sent=sent.bytes,
+    )
 
 
 def _denied(sentence: str) -> Refusal:

@@ -158,6 +158,7 @@ async def test_maps(office: PaperOffice) -> None:
 async def test_datacenter(office: PaperOffice) -> None:
     assert await _say(office, "DATACENTER SET dc1", "DATACENTER PRINT") == "dc1\n"
     assert await _say(office, "--json DATACENTER PRINT") == '{"datacenter": "dc1"}\n'
+    assert await _say(office, "DATACENTER UNSET", "DATACENTER PRINT") == "\n"
 
 
 # --- LISTEN, TLS, LIMIT, AUTH, TIMEOUT ---------------------------------------------------------
@@ -211,6 +212,8 @@ async def test_tls(office: PaperOffice, certificates: Certificates) -> None:
     ]
     await _silently(office, "TLS INGRESS SNI DELETE *.example.org")
     assert office.configuration.ingress.certificates == ()
+    await _silently(office, "TLS INGRESS RESET")
+    assert office.configuration == Configuration()
 
 
 async def test_ciphers(office: PaperOffice) -> None:

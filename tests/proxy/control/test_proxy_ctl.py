@@ -103,7 +103,8 @@ async def test_under_its_old_name_it_is_the_old_program(
 
 
 async def test_a_proxy_that_ends_before_its_answer_is_a_failure(tmp_path: Path) -> None:
-    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
         writer.write(b"half an ans")
         writer.close()
 
@@ -113,6 +114,23 @@ async def test_a_proxy_that_ends_before_its_answer_is_a_failure(tmp_path: Path) 
             "half an ans",
             "The proxy ended before it had answered.\n",
         )
+
+
+async def test_a_proxy_that_hangs_up_at_once_is_a_failure(tmp_path: Path) -> None:
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    async with await asyncio.start_unix_server(hang_up, tmp_path / "control"):
+        status, out, err = await _run(NEW, str(tmp_path / "control"), "CONN")
+        assert (status, out, err) == (3, "", "The proxy ended before it had answered.\n")
+
+
+async def test_a_line_that_is_too_long_is_refused_with_a_sentence(
+    office: PaperOffice, tmp_path: Path
+) -> None:
+    names = ["b" * 200] * (limits.PROXY_CONTROL_LINE // 100)
+    said = await _run(NEW, str(tmp_path / "control"), "FARM", "ADD", "f", "round-robin", *names)
+    assert said == (3, f"A command has at most {limits.PROXY_CONTROL_LINE} bytes.\n", "")
 
 
 async def test_a_status_in_pieces_is_read_whole(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from ciphermq.errors import ProxyError
 from ciphermq.proxy.change import (
     AddCertificate,
     DeleteCertificate,
+    ResetTls,
     SetAuth,
     SetCiphers,
     SetExternal,
@@ -207,6 +208,12 @@ async def add_certificate(office: Office, call: Call) -> None:
 async def delete_certificate(office: Office, call: Call) -> None:
     """Show clients that ask for this name the usual one."""
     await office.change(DeleteCertificate(call["server_name"].lower()))
+
+
+@rule("TLS INGRESS|EGRESS RESET")
+async def reset_tls(office: Office, call: Call) -> None:
+    """Forget all of one side's files, names, ciphers and modes."""
+    await office.change(ResetTls(_side(call)))
 
 
 @rule("TLS INGRESS|EGRESS PRINT")

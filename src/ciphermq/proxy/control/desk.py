@@ -14,7 +14,7 @@ import contextlib
 from ciphermq import limits
 from ciphermq.errors import CipherMQError, ProxyError
 from ciphermq.proxy.control.commands import execute, failure
-from ciphermq.proxy.control.words import Line, parse
+from ciphermq.proxy.control.words import STATUS, Line, parse
 from ciphermq.proxy.office import Office
 from ciphermq.telemetry import get_logger
 
@@ -61,10 +61,20 @@ class Desk:
             if not raw:
                 return None
         except asyncio.LimitOverrunError:
-            most = limits.PROXY_CONTROL_LINE
-            await self._say(writer, f"A command has at most {most} bytes.\n".encode())
+            await self._refuse(reader, writer)
             return None
         return parse(raw)
+
+    async def _refuse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer a line that is too long."""
+        most = limits.PROXY_CONTROL_LINE
+        begun = piece = await reader.read(most)
+        # The rest is read and thrown away: a client that still writes would not hear us.
+        async with asyncio.timeout(self._patience):
+            while piece and b"\n" not in piece:
+                piece = await reader.read(most)
+        status = FAILED if begun.startswith(STATUS.encode()) else b""
+        await self._say(writer, f"A command has at most {most} bytes.\n".encode() + status)
 
     async def _answer(self, line: Line, writer: asyncio.StreamWriter) -> None:
         status = DONE

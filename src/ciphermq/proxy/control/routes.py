@@ -220,6 +220,12 @@ async def set_datacenter(office: Office, call: Call) -> None:
     await office.change(SetDatacenter(call["name"]))
 
 
+@rule("DATACENTER UNSET")
+async def unset_datacenter(office: Office, call: Call) -> None:
+    """Say that this proxy is nowhere in particular."""
+    await office.change(SetDatacenter(""))
+
+
 @rule("DATACENTER PRINT")
 async def print_datacenter(office: Office, call: Call) -> Answer:
     """Show in which data centre this proxy is."""
