@@ -38,6 +38,9 @@ WORDS: Final = ("fatal", "error", "warn", "info", "debug", "trace")
 _LEVELS: Final = (logging.CRITICAL, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG, 5)
 _NAMES: Final = dict(zip(_LEVELS, (word.upper() for word in WORDS), strict=True))
 
+OFF: Final = -1
+"""Less than any verbosity: where there is no log file, no line is made for it."""
+
 Take = Callable[[bytes, bytes], None]
 """Takes text for the file and text for the console."""
 
@@ -46,7 +49,7 @@ class Lines(logging.Handler):
     """Turns records into lines, and passes them on a few at a time."""
 
     def __init__(self, take: Take, *, console: int, file: int, as_json: bool = False) -> None:
-        """Pass lines to `take`, on the running loop's thread. Levels are verbosities, 0 to 5."""
+        """Pass lines to `take`, on the running loop's thread. Levels are verbosities, or `OFF`."""
         super().__init__()
         self._take = take
         self._loop = asyncio.get_running_loop()
@@ -60,8 +63,8 @@ class Lines(logging.Handler):
         self.set_levels(console=console, file=file)
 
     def set_levels(self, *, console: int, file: int) -> None:
-        """How much goes where, from now on."""
-        self._console_level, self._file_level = _LEVELS[console], _LEVELS[file]
+        """How much goes where, from now on; `OFF` is nothing at all."""
+        self._console_level, self._file_level = _level(console), _level(file)
         logging.getLogger(ROOT).setLevel(min(self._console_level, self._file_level))
 
     def start(self) -> None:
@@ -118,6 +121,10 @@ class Lines(logging.Handler):
             spelt = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
             self._second = (spelt, second)
         return f"{self._second[0]}.{int((created - second) * 1_000_000):06d}Z"
+
+
+def _level(verbosity: int) -> int:
+    return _LEVELS[verbosity] if verbosity >= 0 else logging.CRITICAL + 1
 
 
 def _joined(lines: list[str]) -> bytes:

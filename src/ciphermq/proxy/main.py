@@ -240,7 +240,7 @@ def _run(
     # Only who really starts pays for the rest.
     import uvloop
 
-    from ciphermq.proxy.logs import Writer
+    from ciphermq.proxy.logs import OFF, Writer
     from ciphermq.proxy.supervisor import Options, Supervisor
 
     control_path = namespace.control or control
@@ -251,7 +251,7 @@ def _run(
         changes=_changes(namespace),
         take_over=namespace.take_over,
         console_level=namespace.verbosity,
-        file_level=namespace.file_verbosity,
+        file_level=namespace.file_verbosity if namespace.log_directory is not None else OFF,
         log_as_json=namespace.log_json,
         period=namespace.cleanup_interval / 1000,
         handover_drain=namespace.handover_drain,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -99,6 +99,17 @@ class Process(msgspec.Struct, array_like=True):
         self.descriptors += other.descriptors
 
 
+class Lines(NamedTuple):
+    """The lines one session belongs to, besides all sessions'; an empty name is none."""
+
+    vhost: str
+    name: str
+    """Of the backend, in the configuration."""
+    backend: str
+    """Its ``ADDRESS_PORT``."""
+    source: str
+
+
 class Tally(msgspec.Struct):
     """The four lines: overall, and by name. `named` is by a backend's name in the configuration,
     `backends` by its ``ADDRESS_PORT`` (a colon is statsd's own sign)."""
@@ -109,22 +120,23 @@ class Tally(msgspec.Struct):
     named: dict[str, Counts] = {}
     sources: dict[str, Counts] = {}
 
-    def count(self, counts: Counts, *, vhost: str, name: str, backend: str, source: str) -> None:
-        """Add a session's counts to every line it belongs to; an empty name is none.
+    def count(self, counts: Counts, lines: Lines) -> None:
+        """Add counts to every line they belong to.
 
         Sources are names that strangers bring along, so there are only so many of them.
         """
         self.overall.add(counts)
+        source = lines.source
         if source not in self.sources and len(self.sources) >= limits.PROXY_SOURCES:
             source = OTHERS
-        for lines, key in (
-            (self.vhosts, vhost),
-            (self.backends, backend),
-            (self.named, name),
+        for line, key in (
+            (self.vhosts, lines.vhost),
+            (self.named, lines.name),
+            (self.backends, lines.backend),
             (self.sources, source),
         ):
             if key:
-                _add(lines, key, counts)
+                _add(line, key, counts)
 
     def add(self, other: Tally) -> None:
         """Add the other's lines to these."""

@@ -45,7 +45,6 @@ from ciphermq.proxy.office import SessionAct, VhostAct
 from ciphermq.proxy.process import process_now
 from ciphermq.proxy.routing import Router
 from ciphermq.proxy.session import Session, accept
-from ciphermq.proxy.statistics import Tally
 from ciphermq.proxy.timeouts import Timeouts
 from ciphermq.proxy.tls import Contexts
 from ciphermq.telemetry import get_logger
@@ -207,16 +206,11 @@ class Worker:
     # --- what it tells ---
 
     def _report(self) -> Report:
-        tally = Tally()
-        tally.add(self._gate.tally)
-        spilled = 0
-        for session in self._sessions.values():
-            self._gate.count(tally, session, self._gate.counts(session))
-            spilled += session.spilled > 0
+        sessions = self._sessions.values()
         return Report(
-            tally=tally,
+            tally=self._gate.count(sessions),
             process=process_now(),
-            spilled=spilled,
+            spilled=sum(session.spilled > 0 for session in sessions),
             pools={limits.PROXY_BUFFER: (1, 1)},
             next_id=self._next_id,
             accepting=self._acceptor.accepting,
