@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciphermq.errors import ProxyError
+from ciphermq.proxy import selectors
 from ciphermq.proxy.change import (
     AddBackend,
     AddFarm,
@@ -118,6 +119,34 @@ def test_those_at_home_come_before_those_elsewhere() -> None:
     for name in ("near", "also"):
         router.health.failed(name, 0.0)
     assert _names(router, 0.5)[0] == "far"
+
+
+def test_tiers_do_not_disturb_each_others_turns() -> None:
+    near, far = [f"near{number}" for number in range(40)], ["far1", "far2"]
+    now = _configuration(*far, *near, datacenters=["dc2"] * 2 + ["dc1"] * 40)
+    now = PartitionFarm("f", "datacenter-affinity").apply(SetDatacenter("dc1").apply(now))
+    router = Router(now)
+    assert Counter(_names(router)[0] for _ in range(400)) == dict.fromkeys(near, 10)
+
+
+def test_turns_of_backends_that_are_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selectors, "_REMEMBERED", 8)
+    selector = selectors.RoundRobin(0)
+    for number in range(100):
+        selector.order([_backend(f"gone{number}"), _backend("stays")], Asking("/", _CLIENT, {}))
+    assert len(selector._chosen) <= 8
+    members = [_backend(name) for name in "abcdefg"]
+    first = [selector.order(members, Asking("/", _CLIENT, {}))[0].name for _ in range(70)]
+    assert set(Counter(first).values()) == {10}
+
+
+def test_another_data_centre_changes_who_is_preferred() -> None:
+    now = _configuration("a", "b", datacenters=["dc1", "dc2"])
+    now = PartitionFarm("f", "datacenter-affinity").apply(SetDatacenter("dc1").apply(now))
+    router = Router(now)
+    assert _names(router) == ["a", "b"]
+    router.update(SetDatacenter("dc2").apply(now))
+    assert _names(router) == ["b", "a"]
 
 
 def test_what_is_known_of_a_backend_is_forgotten_when_it_is_replaced() -> None:

@@ -17,7 +17,8 @@ from ciphermq.proxy.plugins import Registry
 
 
 class Partition(Protocol):
-    """One policy. It is made without arguments, once in each worker, and keeps nothing."""
+    """One policy. It is made without arguments, once in each worker, and asked about a farm's
+    backends when the configuration has changed."""
 
     def tier(self, backend: Backend, datacenter: str) -> int:
         """The backend's tier for a proxy in this data centre (empty: it doesn't know)."""

@@ -21,7 +21,7 @@ from ciphermq.proxy.gate import Refusal
 from ciphermq.proxy.health import Health
 from ciphermq.proxy.model import Backend, Configuration, Farm
 from ciphermq.proxy.partitions import PARTITIONS, Partition
-from ciphermq.proxy.selectors import SELECTORS, Asking, Selector
+from ciphermq.proxy.selectors import OWN, SELECTORS, Asking, Selector
 
 NOT_ALLOWED = 530
 CONNECTION_FORCED = 320
@@ -47,6 +47,7 @@ class Router:
         self._start = start
         self._complain = complain
         self._configuration = configuration
+        self._tiers: dict[str, list[list[Backend]]] = {}
         self._selectors: dict[str, tuple[str, Selector]] = {}
         self._partitions: dict[str, Partition] = {}
 
@@ -59,6 +60,7 @@ class Router:
         for name in [name for name in self._selectors if name not in configuration.farms]:
             del self._selectors[name]
         self._configuration = configuration
+        self._tiers.clear()
 
     def route(self, vhost: str, client: str, now: float) -> Sequence[Backend]:
         """The backends to try, in order; at least one. `Refusal` when there is none."""
@@ -75,14 +77,12 @@ class Router:
         farm = self._configuration.farms.get(target.name)
         if farm is None:
             raise _gap(vhost, f"farm '{target.name}', which does not exist")
-        usable = [
-            backend
-            for name in farm.backends
-            if (backend := self._configuration.backends.get(name)) and not backend.drained
-        ]
-        if not usable:
+        tiers = self._tiers.get(farm.name)
+        if tiers is None:
+            tiers = self._tiers[farm.name] = self._divide(farm)
+        if not tiers:
             raise _gap(vhost, f"farm '{farm.name}', none of whose backends takes connections")
-        return self._order(farm, usable, Asking(vhost, client, self.active), now)
+        return self._order(farm, tiers, Asking(vhost, client, self.active), now)
 
     def opened(self, name: str) -> None:
         """One more session is with this backend."""
@@ -94,21 +94,35 @@ class Router:
         if self.active[name] <= 0:
             del self.active[name]
 
+    def _divide(self, farm: Farm) -> list[list[Backend]]:
+        """A farm's tiers, without drained backends; once for each configuration."""
+        usable = [
+            (self._tier(farm, backend), backend)
+            for name in farm.backends
+            if (backend := self._configuration.backends.get(name)) and not backend.drained
+        ]
+        usable.sort(key=lambda pair: pair[0])
+        return [
+            [backend for _, backend in tier]
+            for _, tier in groupby(usable, key=lambda pair: pair[0])
+        ]
+
     def _order(
-        self, farm: Farm, usable: Iterable[Backend], asking: Asking, now: float
+        self, farm: Farm, tiers: Iterable[list[Backend]], asking: Asking, now: float
     ) -> Sequence[Backend]:
-        ready: list[tuple[tuple[int, ...], Backend]] = []
-        resting: list[Backend] = []
-        for backend in usable:
-            if self.health.state(backend.name, now) in ("healthy", "due"):
-                ready.append((self._tier(farm, backend), backend))
-            else:
-                resting.append(backend)
         route: list[Backend] = []
-        ready.sort(key=lambda pair: pair[0])
-        for _, tier in groupby(ready, key=lambda pair: pair[0]):
-            route += self._select(farm, [backend for _, backend in tier], asking)
-        if route:
+        resting: list[Backend] = []
+        ailing = self.health.names()
+        for tier in tiers:
+            ready = tier
+            if ailing:
+                states = [(backend, self.health.state(backend.name, now)) for backend in tier]
+                ready = [backend for backend, state in states if state in ("healthy", "due")]
+                resting += [
+                    backend for backend, state in states if state in ("resting", "on trial")
+                ]
+            route += ready if len(ready) < 2 else self._select(farm, ready, asking)
+        if ailing and route:
             self.health.trial(route[0].name, now)
         resting.sort(key=lambda backend: self.health.wakes(backend.name))
         return route + resting
@@ -127,15 +141,16 @@ class Router:
         return tuple(tier)
 
     def _select(self, farm: Farm, tier: list[Backend], asking: Asking) -> list[Backend]:
-        if len(tier) == 1:
-            return tier
         known = {backend.name: backend for backend in tier}
         try:
             made = self._selectors.get(farm.name)
             if made is None or made[0] != farm.selector:
                 made = farm.selector, SELECTORS.find(farm.selector)(self._start)
                 self._selectors[farm.name] = made
-            named = [backend.name for backend in made[1].order(tier, asking)]
+            ordered = made[1].order(tier, asking)
+            if type(made[1]) in OWN:
+                return list(ordered)
+            named = [backend.name for backend in ordered]
         except Exception as error:  # noqa: BLE001 — whatever a user's class raises
             self._complain(f"Selector '{farm.selector}' of farm '{farm.name}': {error!r}")
             named = []

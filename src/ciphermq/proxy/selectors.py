@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
+from ciphermq import limits
 from ciphermq.proxy.model import Backend
 from ciphermq.proxy.plugins import Registry
 
@@ -39,6 +40,9 @@ class Selector(Protocol):
         """The same backends, the one to try first in front."""
 
 
+_REMEMBERED: Final = 4 * limits.MAX_PROXY_FARM
+
+
 class RoundRobin:
     """Each in its turn: first whoever was chosen longest ago.
 
@@ -54,19 +58,20 @@ class RoundRobin:
 
     def order(self, backends: Sequence[Backend], asking: Asking) -> Sequence[Backend]:
         """Whoever was chosen longest ago, then the others."""
+        count, chosen = len(backends), self._chosen
         self._count += 1
-        if len(self._chosen) > 2 * len(backends) + 16:
-            known = {backend.name for backend in backends}
-            self._chosen = {name: at for name, at in self._chosen.items() if name in known}
-        turn = self._start % len(backends)
-        begun = [*backends[turn:], *backends[:turn]]
-        first = min(begun, key=lambda backend: self._chosen.get(backend.name, 0))
-        self._chosen[first.name] = self._count
+        turn = (self._start + self._count) % count if len(chosen) < count else 0
+        first = min(
+            [*backends[turn:], *backends[:turn]], key=lambda backend: chosen.get(backend.name, 0)
+        )
+        chosen[first.name] = self._count
+        if len(chosen) > _REMEMBERED:
+            # Whoever is forgotten was not chosen for longer than all others, and is next as such.
+            newest = sorted(chosen, key=chosen.__getitem__)[-_REMEMBERED // 2 :]
+            self._chosen = {name: chosen[name] for name in newest}
         others = [backend for backend in backends if backend is not first]
-        if others:
-            turn = (self._count // len(backends)) % len(others)
-            others = [*others[turn:], *others[:turn]]
-        return [first, *others]
+        turn = (self._count // count) % (count - 1 or 1)
+        return [first, *others[turn:], *others[:turn]]
 
 
 class LeastConnections:
@@ -101,6 +106,9 @@ class ClientHash:
 
         return sorted(backends, key=weight, reverse=True)
 
+
+OWN: Final = frozenset({RoundRobin, LeastConnections, ClientHash})
+"""Those whose answers need no looking over."""
 
 SELECTORS: Final = Registry[type[Selector]](
     "ciphermq.proxy.selectors",
