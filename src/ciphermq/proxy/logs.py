@@ -169,14 +169,14 @@ class Writer:
     def take(self, file: bytes, console: bytes) -> None:
         """Write these when their turn comes; drop and count them when too much waits."""
         missing = self.dropped - self._admitted
+        note = b""
         if missing:
             words = f"WARN: {missing} log lines were dropped: the disk or terminal was too slow\n"
             note = words.encode()
-            file, console = note + file, note + console
         try:
-            self._queue.put_nowait((file, console))
+            self._queue.put_nowait((note + file, note + console))
         except Full:
-            self.dropped += file.count(b"\n") - (1 if missing else 0)
+            self.dropped += max(file.count(b"\n"), console.count(b"\n"))
         else:
             self._admitted += missing
 
