@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import machine, onex, queue, waiting
+from bench import machine, onex, proxy, queue, waiting
 
 TOPICS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
     "queue": queue.measure,
     "waiting": waiting.measure,
     "one-x": onex.measure,
+    "proxy": proxy.measure,
 }
 
 

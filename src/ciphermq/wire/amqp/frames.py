@@ -1,26 +1,29 @@
 """Frames: one at a time with their bytes (`FrameReader`), or only counted as they pass (`Scanner`).
 
-How the scanner keeps up with millions of tiny frames a second: a stream of small messages is
-periodic. The same few frame headers (method, header, body) come again and again at the same
-distances. So the scanner learns one period, and checks a whole chunk of them at once: for each
-byte that must be as before, one strided slice of the chunk, compared in C. The check covers every
-header byte and every end byte, so what it accepts is exactly what walking frame by frame would
-have accepted; where it does not hold, the scanner walks.
+How the scanner keeps up with millions of tiny frames a second: streams of messages have patterns,
+and a pattern can be checked for many frames at once (`leaps`). What is accepted that way is exactly
+what walking frame by frame would have accepted; where no pattern holds, the scanner walks.
 """
 
 from __future__ import annotations
 
-from struct import Struct
 from typing import Final, NamedTuple
 
 from ciphermq import limits
 from ciphermq.errors import AmqpFault
-
-METHOD: Final = 1
-HEADER: Final = 2
-BODY: Final = 3
-HEARTBEAT: Final = 8
-END: Final = 0xCE
+from ciphermq.wire.amqp.leaps import (
+    BODY,
+    END,
+    HEAD,
+    HEADER,
+    HEARTBEAT,
+    METHOD,
+    TYPES,
+    Cycle,
+    Shape,
+    heads,
+    skip,
+)
 
 CLASS_CONNECTION: Final = 10
 CLOSE: Final = 50
@@ -29,23 +32,16 @@ CLOSE_OK: Final = 51
 FRAME_ERROR: Final = 501
 """Reply code: the peer does not send frames."""
 
-_HEAD: Final = Struct(">BHI")
 _CLOSING: Final = {
     bytes((0, CLASS_CONNECTION, 0, CLOSE)): CLOSE,
     bytes((0, CLASS_CONNECTION, 0, CLOSE_OK)): CLOSE_OK,
 }
-_TYPES: Final = frozenset({METHOD, HEADER, BODY, HEARTBEAT})
-_CYCLE: Final = 8
-"""Frames in the longest period that is looked for: a delivery and an acknowledgement are four."""
-_REPEATS: Final = 8
-"""Fewer periods than this are walked."""
 _WORTH_IT: Final = 1024
 """Chunks smaller than this are walked."""
-_MOST_REPEATS: Final = 8192
-_FILL: Final = [bytes([value]) * _MOST_REPEATS for value in range(256)]
+_GAIN: Final = 24
+"""Fewer frames are not worth leaping over;"""
 _PATIENCE: Final = 64
-"""After a chunk that was not periodic the next is walked without trying, then two, four… up to
-this many: streams of mixed sizes pay next to nothing for the trial."""
+"""then it is tried again after one chunk, then two, four… up to this many."""
 
 
 class Frame(NamedTuple):
@@ -87,11 +83,11 @@ class FrameReader:
         """The next frame, or None until more has come. Raises `AmqpFault` (501)."""
         held = self._bytes
         if len(held) < 8:
-            if held and held[0] not in _TYPES:
+            if held and held[0] not in TYPES:
                 raise _no_frame(held[0])
             return None
-        kind, channel, size = _HEAD.unpack_from(held)
-        if kind not in _TYPES:
+        kind, channel, size = HEAD.unpack_from(held)
+        if kind not in TYPES:
             raise _no_frame(kind)
         if size > self._limit:
             raise _too_large(size, self._limit)
@@ -124,7 +120,17 @@ class Scanner:
     """
 
     __slots__ = (
-        "_cycle", "_head", "_limit", "_need", "_rest", "_wait", "closing", "frames", "good",
+        "_head",
+        "_limit",
+        "_need",
+        "_patience",
+        "_rest",
+        "_rest_leaps",
+        "_rest_search",
+        "_way",
+        "closing",
+        "frames",
+        "good",
     )  # fmt: skip
 
     def __init__(self, limit: int = limits.AMQP_FRAME) -> None:
@@ -136,8 +142,10 @@ class Scanner:
         self._need = 0  # bytes of the current frame, its end byte included, that are to come
         self._rest = 0  # bytes of the current frame that have come
         self._head = b""  # the current frame's beginning, if less came than says what it is
-        self._cycle: _Cycle | None = None
-        self._wait = [0, 1]  # chunks to be walked before the next trial, and after it
+        self._way: Cycle | Shape | None = None
+        self._rest_leaps = 0  # chunks that are walked before leaping is tried again
+        self._rest_search = 0  # the same for looking for a pattern
+        self._patience = 1
 
     @property
     def between(self) -> bool:
@@ -185,7 +193,7 @@ class Scanner:
 
     def _walk(self, data: bytearray | bytes, at: int, size: int) -> None:
         """Frame by frame from `at`, which is a frame's beginning."""
-        unpack, limit = _HEAD.unpack_from, self._limit
+        unpack, limit = HEAD.unpack_from, self._limit
         frames = 0
         while size - at >= 8:
             kind, channel, length = unpack(data, at)
@@ -209,7 +217,7 @@ class Scanner:
             frames += 1
         self.frames += frames
         if at < size:
-            if data[at] not in _TYPES:
+            if data[at] not in TYPES:
                 raise self._at(at, _no_frame(data[at]))
             self._head = bytes(data[at:size])
 
@@ -244,85 +252,63 @@ class Scanner:
         self.good = place
         return fault
 
-    # --- many periods at once -----------------------------------------------------------------
+    # --- many at once -------------------------------------------------------------------------
 
     def _leap(self, data: bytearray | bytes, at: int, size: int) -> int:
-        """Over as many whole periods as there are from `at`; where they end."""
-        wait = self._wait
-        if wait[0]:
-            wait[0] -= 1
+        """Over as many whole frames from `at` as a quicker way than walking goes."""
+        if self._rest_leaps:
+            self._rest_leaps -= 1
             return at
-        cycle = self._cycle
-        if cycle is None or not cycle.turn_to(data, at):
-            cycle = self._cycle = _Cycle.learn(data, at, size, self._limit)
-        if cycle is not None:
-            start = at
-            while (repeats := min((size - at) // cycle.period, _MOST_REPEATS)) >= _REPEATS:
-                if not cycle.holds(data, at, repeats):
-                    break
-                self.frames += repeats * cycle.count
-                at += repeats * cycle.period
-            if at > start:
-                wait[1] = 1
-                return at
-            self._cycle = None
-        wait[0] = wait[1]
-        wait[1] = min(2 * wait[1], _PATIENCE)
+        before = self.frames
+        if not isinstance(self._way, Cycle):
+            at = self._to_method(data, at, size)
+        at = self._go(data, at, size)
+        if self._way is None:
+            at = self._go_without_pattern(data, at, size)
+        if self.frames - before >= _GAIN:
+            self._patience = 1
+        else:
+            self._rest_leaps, self._patience = self._patience, min(2 * self._patience, _PATIENCE)
         return at
 
+    def _go(self, data: bytearray | bytes, at: int, size: int) -> int:
+        """The pattern's way, which is forgotten when it leads nowhere."""
+        if self._way is not None:
+            start = at
+            at, frames = self._way.leap(data, at, size)
+            self.frames += frames
+            if at == start:
+                self._way = None
+        return at
 
-class _Cycle:
-    """A period of frames: the bytes that are the same in each, and where they stand."""
+    def _go_without_pattern(self, data: bytearray | bytes, at: int, size: int) -> int:
+        """Look for one, now and then; else skip from length to length."""
+        if self._rest_search:
+            self._rest_search -= 1
+        else:
+            found = heads(data, at, size, self._limit, 16)
+            self._way = Cycle.learn(found) or Shape.learn(found, self._limit)
+            self._rest_search = _PATIENCE
+            at = self._go(data, at, size)
+            if self._way is not None:
+                self._rest_search = 0
+                return at
+        at, frames = skip(data, at, size, self._limit)
+        self.frames += frames
+        return at
 
-    __slots__ = ("count", "fixed", "heads", "period", "sizes")
-
-    def __init__(self, heads: list[bytes]) -> None:
-        self.heads = heads
-        self.count = len(heads)
-        self.sizes = [int.from_bytes(head[3:7], "big") + 8 for head in heads]
-        self.period = sum(self.sizes)
-        self.fixed: list[tuple[int, bytes]] = []
-        at = 0
-        for head, size in zip(heads, self.sizes, strict=True):
-            self.fixed += [(at + place, _FILL[value]) for place, value in enumerate(head)]
-            at += size
-            self.fixed.append((at - 1, _FILL[END]))
-
-    @classmethod
-    def learn(cls, data: bytearray | bytes, at: int, size: int, limit: int) -> _Cycle | None:
-        """The shortest period that stands twice from `at` on, or None.
-
-        Methods on channel 0 are no part of one: they have to be looked at. Nor is anything that
-        is no frame: walking will say so.
-        """
-        heads: list[bytes] = []
-        while len(heads) < 2 * _CYCLE and size - at >= 8:
-            kind, channel, length = _HEAD.unpack_from(data, at)
-            wrong = kind not in _TYPES or length > limit
-            if wrong or (kind == METHOD and not channel):
+    def _to_method(self, data: bytearray | bytes, at: int, size: int) -> int:
+        """Over the rest of a message that a chunk may begin with; at a chunk's very beginning over
+        a whole message, since the end byte before it is out of sight."""
+        for _ in range(4):
+            if size - at < 8 or (at and data[at] == METHOD):
                 break
-            heads.append(bytes(data[at : at + 7]))
-            at += length + 8
-        for count in range(1, len(heads) // 2 + 1):
-            if heads[:count] == heads[count : 2 * count]:
-                return cls(heads[:count])
-        return None
-
-    def turn_to(self, data: bytearray | bytes, at: int) -> bool:
-        """Begin the period with the frame that stands at `at`; whether it is one of its frames."""
-        head = bytes(data[at : at + 7])
-        if head == self.heads[0]:
-            return True
-        if head not in self.heads:
-            return False
-        first = self.heads.index(head)
-        self.__init__(self.heads[first:] + self.heads[:first])  # type: ignore[misc]
-        return True
-
-    def holds(self, data: bytearray | bytes, at: int, repeats: int) -> bool:
-        """Whether `repeats` periods stand from `at` on."""
-        end, period = at + repeats * self.period, self.period
-        return all(fill.startswith(data[at + place : end : period]) for place, fill in self.fixed)
+            end = at + int.from_bytes(data[at + 3 : at + 7], "big") + 8
+            if end > size:
+                break
+            self._walk(data, at, end)
+            at = end
+        return at
 
 
 def _no_frame(kind: int) -> AmqpFault:

@@ -14,7 +14,8 @@ from typing import Final, NamedTuple
 from ciphermq import limits
 from ciphermq.errors import AmqpFault
 from ciphermq.wire.amqp import closing
-from ciphermq.wire.amqp.frames import BODY, HEADER, HEARTBEAT, METHOD, Frame, FrameReader
+from ciphermq.wire.amqp.frames import Frame, FrameReader
+from ciphermq.wire.amqp.leaps import BODY, HEADER, HEARTBEAT, METHOD
 
 
 class Role(Enum):
