@@ -21,7 +21,7 @@ class PaperOffice:
         self.known_sessions: list[Mapping[str, object]] = []
         self.known_health: dict[str, Mapping[str, object]] = {}
         self.listening = 0
-        self.left = False
+        self.left = self.restarted = False
 
     async def change(self, change: Change) -> None:
         self.configuration = change.apply(self.configuration)
@@ -49,6 +49,9 @@ class PaperOffice:
 
     async def health(self) -> Mapping[str, Mapping[str, object]]:
         return self.known_health
+
+    async def restart(self) -> None:
+        self.restarted = True
 
     def exit(self) -> None:
         self.left = True

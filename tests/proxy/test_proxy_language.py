@@ -329,6 +329,20 @@ async def test_the_file_is_beside_the_control_socket(proxy: Proxy) -> None:
     assert '"/" = { farm = "f" }\n' in proxy.socket.with_name("control.toml").read_text()
 
 
+async def test_a_restart_keeps_what_was_never_saved(proxy: Proxy) -> None:
+    async with Broker() as broker:
+        port = await asyncio.to_thread(route, proxy, broker)
+        client = await connect(port)
+        before = await said(proxy.socket, "CONFIG PRINT")
+        assert await _ctl(NEW, proxy, "RESTART") == (0, "")
+        assert await said(proxy.socket, "CONFIG PRINT") == before
+        assert await client.echoed()
+        await client.close()
+        await until(lambda: proxy.process.poll() is not None)
+        assert await _ctl(NEW, proxy, "EXIT", "WITHIN", "5") == (0, "")
+        await until(lambda: not proxy.socket.exists())
+
+
 async def test_exit_is_answered_and_then_done(proxy: Proxy) -> None:
     assert await _ctl(NEW, proxy, "EXIT") == (0, "")
     await until(lambda: proxy.process.poll() is not None)

@@ -52,5 +52,11 @@ class Office(Protocol):
     async def health(self) -> Mapping[str, Mapping[str, object]]:
         """What is known of each backend's health, by name, the worst of all workers."""
 
+    async def restart(self) -> None:
+        """Be succeeded by a new process with the same command line; returns when it serves.
+
+        `ProxyError` when it does not take over; then this one goes on as it was.
+        """
+
     def exit(self) -> None:
         """Begin to end: no new sessions, Close 320 to clients, a drain time, the end."""

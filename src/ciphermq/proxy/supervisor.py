@@ -193,10 +193,10 @@ class Supervisor:
         else:
             _log.info("the configuration is reloaded", path=str(path))
 
-    async def _start_successor(self) -> None:
+    async def _start_successor(self) -> asyncio.subprocess.Process:
         arguments = [word for word in sys.orig_argv[1:] if word != "--take-over"]
         # Its own process group: it outlives this one, whose terminal or job may end.
-        await asyncio.create_subprocess_exec(
+        return await asyncio.create_subprocess_exec(
             sys.executable, *arguments, "--take-over", start_new_session=True
         )
 
@@ -326,6 +326,19 @@ class Supervisor:
     def exit(self) -> None:
         """See `office.Office`."""
         self._ending.set()
+
+    async def restart(self) -> None:
+        """See `office.Office`."""
+        successor = await self._start_successor()
+        ways = {
+            self._loop.create_task(successor.wait()),
+            self._loop.create_task(self._ending.wait()),
+        }
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for way in ways:
+            way.cancel()
+        if not self._succeeded:
+            raise ProxyError("The new process did not take over; standard error has its reason.")
 
     # --- what the successor asks: see `handover.Testator` ---
 

@@ -491,6 +491,14 @@ async def test_addresses_are_looked_up_for_a_loaded_configuration() -> None:
 async def test_exit(office: PaperOffice) -> None:
     await _silently(office, "exit")
     assert office.left
+    assert office.configuration == Configuration()
+    await _silently(office, "EXIT WITHIN 2.5")
+    assert office.configuration.timeouts == {"drain": 2.5}
+
+
+async def test_restart(office: PaperOffice) -> None:
+    await _silently(office, "RESTART")
+    assert office.restarted
 
 
 async def test_help_and_what_is_no_command(office: PaperOffice) -> None:

@@ -19,6 +19,7 @@ from ciphermq.proxy.change import (
     SetPaused,
     SetPerSource,
     SetStatsd,
+    SetTimeout,
 )
 from ciphermq.proxy.control.grammar import Call
 from ciphermq.proxy.control.lookup import address_of, with_addresses
@@ -264,10 +265,22 @@ async def reload_config(office: Office, call: Call) -> None:
     await office.change(ReplaceAll(await with_addresses(loaded)))
 
 
-@rule("EXIT")
+@rule("RESTART")
+async def restart(office: Office, call: Call) -> None:
+    """Be succeeded by a new process of the program as it is installed now, without a gap.
+
+    Listening sockets and configuration go over, saved or not; sessions may finish here. When the
+    new process can't start, this one goes on. SIGUSR2 does the same.
+    """
+    await office.restart()
+
+
+@rule("EXIT [WITHIN seconds]")
 async def leave(office: Office, call: Call) -> None:
     """End: take no more clients, send all a Close, and wait for them for the drain time at most.
 
-    TIMEOUT SET drain says for how long. SIGTERM does the same.
+    That is what TIMEOUT SET drain says, unless said here. SIGTERM does the same.
     """
+    if call.get("seconds") is not None:
+        await office.change(SetTimeout("drain", call["seconds"]))
     office.exit()
