@@ -347,6 +347,23 @@ async def test_a_failure_before_the_first_message_lets_clients_go_on(site: Site)
     await check_all_there(site, "kept", 10)
 
 
+async def test_a_file_that_was_up_to_date_stays_so(site: Site) -> None:
+    """A proxy that is restarted during or after a move must not send clients to the old place."""
+    site.queue("kept")
+    await site.fill("kept", 10)
+    assert "CONFIG SAVE, or a restart sends" in await site.move("--to", "green")
+    site.proxy("CONFIG", "SAVE")
+    process = await site.start("--back")
+    await site.seen(process, "Move messages")
+    if process.returncode is None:
+        process.send_signal(signal.SIGKILL)
+    await process.communicate()
+    assert site.proxy("CONFIG", "DIFF") == ""
+    await finish(site, "--to", "blue")
+    assert site.proxy("CONFIG", "DIFF") == ""
+    assert (site.farm, site.paused) == ("blue", False)
+
+
 # --- interrupted ---------------------------------------------------------------------------------
 
 BACKLOG = 8000

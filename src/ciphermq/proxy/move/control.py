@@ -88,6 +88,19 @@ class Proxy:
         """New sessions of the vhost go there."""
         await self.say("MAP", side.kind.upper(), vhost, side.name)
 
+    # --- its file -------------------------------------------------------------------------------
+
+    async def file_is_current(self) -> bool | None:
+        """Whether a restart would find what runs now; None when there is no file."""
+        try:
+            return not await self._asked("CONFIG", "DIFF")
+        except MoveError:
+            return None
+
+    async def save(self) -> None:
+        """Let a restart find what runs now."""
+        await self.say("CONFIG", "SAVE")
+
     # --- its clients ----------------------------------------------------------------------------
 
     async def pause(self, vhost: str) -> None:

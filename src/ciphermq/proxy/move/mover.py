@@ -50,6 +50,7 @@ class Mover:
         self._progress = progress
         self._held = False
         self._guard = Guard()
+        self._keep_file: bool | None = None
 
     @property
     def vhost(self) -> str:
@@ -159,7 +160,11 @@ class Mover:
     async def _finish(self, step: Literal["done", "undone"]) -> None:
         self._progress.step("Unpause")
         await self._let_go()
-        self._held = False
+        if self._keep_file is False:
+            self._progress.step(
+                "The proxy's configuration file differs from what runs (CONFIG DIFF shows how): "
+                "CONFIG SAVE, or a restart sends clients to where they were"
+            )
         for broker in (self._source, self._target):
             with contextlib.suppress(CipherMQError):  # the vhost is moved; this is only tidiness
                 await remove_exchanges(self.vhost, broker)
@@ -178,14 +183,25 @@ class Mover:
     async def _hold(self) -> None:
         """No client of the vhost has a connection to either broker when this returns."""
         self._progress.step(f"Pause vhost {self.vhost!r}")
+        if not self._held:
+            self._keep_file = await self._proxy.file_is_current()
         self._held = True
         await self._proxy.pause(self.vhost)
+        await self._save()
         await self._end_sessions()
         await self._until_quiet()
 
     async def _let_go(self) -> None:
         if self._held or self.record.step != "prepared":
             await self._proxy.unpause(self.vhost)
+            await self._save()
+            self._held = False
+
+    async def _save(self) -> None:
+        """Where the proxy's file was up to date it stays so: a proxy that is restarted must hold
+        the vhost still, and must not send clients to where it was."""
+        if self._keep_file:
+            await self._proxy.save()
 
     async def _end_sessions(self) -> None:
         """Ask clients to end, then make them. They come again, and the proxy holds them."""
