@@ -46,6 +46,7 @@ from ciphermq.proxy.partitions import PARTITIONS
 from ciphermq.proxy.selectors import SELECTORS
 from ciphermq.proxy.timeouts import Timeouts
 
+_BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 HEAD: Final = (
     "# The proxy's configuration. CONFIG SAVE writes this file anew, without comments.\n\n"
 )
@@ -195,7 +196,7 @@ def _dotted(path: tuple[str, ...]) -> str:
 
 
 def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
+    return key if _BARE.fullmatch(key) else _value(key)
 
 
 def _value(value: object) -> str:
@@ -283,7 +284,7 @@ class Difference(NamedTuple):
 
 def diff(file: Configuration, running: Configuration) -> list[Difference]:
     """Every key on which they differ."""
-    before, after = dict(_flat((), as_tables(file))), dict(_flat((), as_tables(running)))
+    before, after = dict(_flat(as_tables(file))), dict(_flat(as_tables(running)))
     return [
         Difference(key, before.get(key), after.get(key))
         for key in dict.fromkeys([*before, *after])
@@ -291,10 +292,11 @@ def diff(file: Configuration, running: Configuration) -> list[Difference]:
     ]
 
 
-def _flat(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _flat(
+    table: Mapping[str, Any], path: tuple[str, ...] = (), prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
     for key, value in table.items():
-        inner = (*path, key)
         if isinstance(value, dict) and _is_table(path, key, value):
-            yield from _flat(inner, value)
+            yield from _flat(value, (*path, key), f"{prefix}{_key(key)}.")
         else:
-            yield _dotted(inner), value
+            yield prefix + _key(key), value

@@ -70,6 +70,8 @@ def _usage(program: str, *, asked: bool) -> int:
         f"Usage: {program} {options}CONTROL_SOCKET WORD...\n"
         "The words are a command; HELP shows all of them.\n"
     )
+    if program != OLD_NAME:
+        text += "Beyond these: vhost move; vhost move --help explains it.\n"
     (sys.stdout if asked else sys.stderr).write(text)
     return DONE if asked else USAGE
 

@@ -242,13 +242,17 @@ def _save(office: Office) -> None:
         config.save(_file(office), office.configuration)
 
 
+def _differences(office: Office) -> list[config.Difference]:
+    return config.diff(config.load(_file(office), missing_ok=True), office.configuration)
+
+
 @rule("CONFIG DIFF")
 async def diff_config(office: Office, call: Call) -> Answer:
     """Show what CONFIG SAVE would change in the file.
 
     Lines of the file begin with `-`, those of the running proxy with `+`.
     """
-    differences = config.diff(config.load(_file(office), missing_ok=True), office.configuration)
+    differences = await asyncio.to_thread(_differences, office)
     return Answer(
         "".join(map(str, differences)), [difference._asdict() for difference in differences]
     )
