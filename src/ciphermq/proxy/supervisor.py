@@ -131,6 +131,8 @@ class Supervisor:
     def _first_configuration(self) -> Configuration:
         path = self._options.config_file
         configuration = load(path, missing_ok=True) if path is not None else Configuration()
+        if path is not None and not path.exists():
+            _log.warning("there is no configuration yet", path=str(path), remedy="CONFIG SAVE")
         for change in self._options.changes:
             configuration = change.apply(configuration)
         return configuration
