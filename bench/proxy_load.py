@@ -99,13 +99,14 @@ class _Served:
             self.drop(self)
 
     def _take(self, size: int) -> None:
-        # A client waits for each answer, so its parts come one by one; TuneOk and Open may come
-        # apart, and only Open is answered.
+        # Clients wait for each answer; a proxy may say all at once. Only Open is answered with
+        # OpenOk, wherever it comes.
         if self.step < 3:
-            if self.step == 2 and _OPEN not in bytes(_VIEW[:size]):
-                return
-            self.sock.send((START, closing.TUNE, OPEN_OK)[self.step])
-            self.step += 1
+            opened = self.step and _OPEN in bytes(_VIEW[:size])
+            answer = (START, closing.TUNE, b"")[self.step] + (OPEN_OK if opened else b"")
+            if answer:
+                self.sock.send(answer)
+            self.step = 3 if opened else min(2, self.step + 1)
         elif bytes(_VIEW[max(0, size - len(CLOSE)) : size]) == CLOSE:
             self.sock.send(closing.CLOSE_OK)
         elif self.echo:

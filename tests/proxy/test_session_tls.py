@@ -91,7 +91,7 @@ async def test_tls_on_both_sides_carries_everything(certificates: Certificates) 
         peer = await broker.accept()
         got = await peer.open()
         name = properties.text_field(
-            properties.read_start_ok(got.payload).properties, b"amqpprox_client"
+            properties.read_start_ok(got.payload).fields, b"amqpprox_client"
         )
         assert name.endswith(" TLS")
         await client_opened(rig, client, peer)
@@ -121,7 +121,7 @@ async def test_a_clients_certificate_is_passed_on_by_name(certificates: Certific
         client.send(ALL)
         peer = await broker.accept()
         got = await peer.open()
-        table = properties.read_start_ok(got.payload).properties
+        table = properties.read_start_ok(got.payload).fields
         assert properties.text_field(table, b"amqpprox_certificate") == "app"
         assert rig.gate.openings[0].certificate_name == "app"
         start = await client.method(10)
@@ -301,7 +301,7 @@ async def test_a_proxy_header_says_who_the_client_is(version: int) -> None:
         own = client.writer.get_extra_info("peername")
         told = write(version, Source("192.0.2.7", 50_000, own[0], own[1]))
         assert await peer.exactly(len(told)) == told
-        table = properties.read_start_ok((await peer.open()).payload).properties
+        table = properties.read_start_ok((await peer.open()).payload).fields
         assert properties.text_field(table, b"amqpprox_client") == "192.0.2.7:50000"
         (opening,) = rig.gate.openings
         assert (opening.client, opening.client_port) == ("192.0.2.7", 50_000)
@@ -320,7 +320,7 @@ async def test_a_proxy_header_in_pieces_and_then_tls(certificates: Certificates)
         await writer.start_tls(client_context(certificates), server_hostname="localhost")
         client = Peer(reader, writer)
         client.send(ALL)
-        table = properties.read_start_ok((await (await broker.accept()).open()).payload).properties
+        table = properties.read_start_ok((await (await broker.accept()).open()).payload).fields
         assert properties.text_field(table, b"amqpprox_client") == "2001:db8::7:1234 TLS"
         await client_opened(rig, client, client)
         writer.transport.abort()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
+import os
 import socket
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 from ciphermq.errors import CipherMQError, ConnectFailed, HostUnknown, TlsFailed, WaitTimeout
 from ciphermq.proxy import proxyheader
@@ -15,6 +18,9 @@ from ciphermq.proxy.gate import Contexts
 from ciphermq.proxy.model import Backend
 from ciphermq.proxy.proxyheader import Source
 from ciphermq.proxy.timeouts import Timeouts
+
+_OURS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Faults of this machine: no other address would do."""
 
 
 class Place(NamedTuple):
@@ -30,8 +36,7 @@ async def dial(backend: Backend, source: Source, contexts: Contexts, timeouts: T
     `source` is the client, for a backend that wants a PROXY header.
     Raises `TransportError` kinds and `ConfigError`, all of which are the backend's failure.
     """
-    sock = await _connect(backend, timeouts)
-    end = End(sock, asyncio.get_running_loop())
+    end = await _connect(backend, timeouts)
     try:
         if backend.proxy_protocol:
             end.write(proxyheader.write(backend.proxy_protocol, source))
@@ -43,7 +48,7 @@ async def dial(backend: Backend, source: Source, contexts: Contexts, timeouts: T
     return end
 
 
-async def _connect(backend: Backend, timeouts: Timeouts) -> socket.socket:
+async def _connect(backend: Backend, timeouts: Timeouts) -> End:
     """TCP to the first of its addresses that answers."""
     last: CipherMQError | None = None
     try:
@@ -52,6 +57,8 @@ async def _connect(backend: Backend, timeouts: Timeouts) -> socket.socket:
                 try:
                     return await _connect_to(place, timeouts.stall)
                 except OSError as error:
+                    if error.errno in _OURS:
+                        raise
                     last = ConnectFailed(
                         f"backend {backend.name} at {place.address[0]}:{place.address[1]} can't "
                         f"be reached: {error.strerror or error}"
@@ -66,13 +73,9 @@ async def _connect(backend: Backend, timeouts: Timeouts) -> socket.socket:
 
 async def _places(backend: Backend) -> Sequence[Place]:
     host = backend.host if backend.dns else backend.address or backend.host
-    try:
-        version = ipaddress.ip_address(host).version
-    except ValueError:
-        pass
-    else:
-        family = socket.AF_INET if version == 4 else socket.AF_INET6
-        return [Place(family, (host, backend.port))]
+    family = _family(host)
+    if family is not None:
+        return (Place(family, (host, backend.port)),)
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
             host, backend.port, type=socket.SOCK_STREAM
@@ -84,15 +87,40 @@ async def _places(backend: Backend) -> Sequence[Place]:
     return [Place(family, address) for family, _, _, _, address in found]
 
 
-async def _connect_to(place: Place, stall: float) -> socket.socket:
+@lru_cache(1024)
+def _family(host: str) -> int | None:
+    """The family of an address; None if it is a name."""
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        return None
+    return int(socket.AF_INET if version == 4 else socket.AF_INET6)
+
+
+async def _connect_to(place: Place, stall: float) -> End:
     sock = socket.socket(place.family, socket.SOCK_STREAM)
+    end = End(sock, asyncio.get_running_loop())
     try:
         prepare(sock, stall)
-        await asyncio.get_running_loop().sock_connect(sock, place.address)
+        code = sock.connect_ex(place.address)
+        if code == errno.EINPROGRESS:
+            if not _is_connected(sock):
+                await end.connected()
+        elif code:
+            raise OSError(code, os.strerror(code))
     except BaseException:
-        sock.close()
+        end.close(at_once=True)
         raise
-    return sock
+    return end
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    """Whether it is so already, as it always is on one machine: no need to wait then."""
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 async def _start_tls(end: End, backend: Backend, contexts: Contexts, timeouts: Timeouts) -> None:

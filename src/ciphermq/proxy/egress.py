@@ -38,8 +38,8 @@ class Declined(NamedTuple):
 class Replay(NamedTuple):
     """What the client said to us, to be said to the broker. Its repr shows no credentials."""
 
-    start_ok: bytes
-    tune_ok_and_open: bytes
+    handshake: bytes
+    """StartOk, TuneOk and Open."""
     told_of_failure: bool
     """Whether the client understands a Close when its login is wrong."""
 
@@ -106,10 +106,10 @@ class Approach:
     def _take(self, step: Step) -> None:
         if step.method is Method.START:
             self._on_start()
-            self._end.write(self._replay.start_ok)
+            # All at once: nothing of it depends on the broker's Tune, and the client waits.
+            self._end.write(self._replay.handshake)
             self._deadline.set(self._timeouts.tune, State.TUNE.value)
         elif step.method is Method.TUNE:
-            self._end.write(self._replay.tune_ok_and_open)
             self._deadline.set(self._timeouts.open_ok, State.OPEN_OK.value)
         elif step.method is Method.OPEN_OK:
             self._done.set_result(Opened(step.frame, self._handshake.rest()))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import struct
@@ -50,14 +51,13 @@ class Kept:
 
 def prepare(sock: socket.socket, stall: float) -> None:
     """No delays, and an end for connections whose other machine is gone (`Timeouts.stall`)."""
+    tcp, seconds = socket.IPPROTO_TCP, max(1, round(stall))
     sock.setblocking(False)
-    if sock.family in (socket.AF_INET, socket.AF_INET6):
-        tcp, seconds = socket.IPPROTO_TCP, max(1, round(stall))
-        sock.setsockopt(tcp, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(tcp, socket.TCP_KEEPIDLE, seconds)
-        sock.setsockopt(tcp, socket.TCP_KEEPINTVL, max(1, seconds // 4))
-        sock.setsockopt(tcp, socket.TCP_USER_TIMEOUT, round(stall * 1000))
+    sock.setsockopt(tcp, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(tcp, socket.TCP_KEEPIDLE, seconds)
+    sock.setsockopt(tcp, socket.TCP_KEEPINTVL, max(1, seconds // 4))
+    sock.setsockopt(tcp, socket.TCP_USER_TIMEOUT, round(stall * 1000))
 
 
 class End:
@@ -236,6 +236,12 @@ class End:
             raise TlsFailed(f"TLS failed: {error.reason or error}") from error
         except (OSError, ValueError) as error:
             raise TlsFailed(f"the connection ended within the TLS handshake: {error}") from error
+
+    async def connected(self) -> None:
+        """Wait until `connect`, which was in progress, is done. Raises `OSError`."""
+        await self._ready(self._loop.add_writer, self._loop.remove_writer)
+        if error := self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(error, os.strerror(error))
 
     async def _ready(
         self,

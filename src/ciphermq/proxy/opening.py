@@ -97,7 +97,6 @@ def _replay(ingress: Ingress, opening: Opening, admission: Admission, end: End) 
     if admission.credentials is not None:
         start_ok = start_ok._replace(response=admission.credentials)
     return Replay(
-        properties.write_start_ok(start_ok, added),
-        ingress.tune_ok + ingress.open,
-        properties.capability(start_ok.properties, b"authentication_failure_close"),
+        properties.write_start_ok(start_ok, added) + ingress.tune_ok + ingress.open,
+        properties.capability(start_ok.fields, b"authentication_failure_close"),
     )

@@ -42,6 +42,8 @@ class State(Enum):
     """The proxy has sent Close."""
     CLOSED = "nothing: the connection is closed"
 
+    __hash__ = object.__hash__  # Enum's own is written in Python, and this is looked up often
+
 
 class Method(Enum):
     """Methods of class connection, by number; the header is no method, but moves the state too."""
@@ -61,6 +63,8 @@ class Method(Enum):
     UNBLOCKED = 61
     UPDATE_SECRET = 70
     UPDATE_SECRET_OK = 71
+
+    __hash__ = object.__hash__
 
 
 class Rule(NamedTuple):
@@ -87,9 +91,11 @@ TABLE: Final[Mapping[tuple[State, Method], Rule]] = {
     (State.HELD, Method.CLOSE): Rule(State.CLOSED, "CloseOk", "leaves the broker"),
     # as a client
     (State.START, Method.START): Rule(
-        State.TUNE, "StartOk", "the client's, with the proxy's own properties at its end"
+        State.TUNE,
+        "StartOk, TuneOk, Open",
+        "the client's own, with the proxy's properties at the end of StartOk's",
     ),
-    (State.TUNE, Method.TUNE): Rule(State.OPEN_OK, "TuneOk, Open", "the client's, as they were"),
+    (State.TUNE, Method.TUNE): Rule(State.OPEN_OK, ""),
     (State.OPEN_OK, Method.OPEN_OK): Rule(State.DONE, "", "passes it on to the client"),
     (State.START, Method.CLOSE): Rule(State.CLOSED, "CloseOk", "passes the reason on"),
     (State.TUNE, Method.CLOSE): Rule(State.CLOSED, "CloseOk", "passes the reason on"),

@@ -42,6 +42,8 @@ class StartOk(NamedTuple):
     mechanism: str
     response: bytes
     locale: bytes
+    fields: Mapping[bytes, Field]
+    """Of `properties`, by name; nested tables undivided."""
 
     def __repr__(self) -> str:
         return f"StartOk(mechanism={self.mechanism!r})"
@@ -55,9 +57,8 @@ def read_start_ok(payload: bytes) -> StartOk:
     locale, at = _short(payload, at)
     if at != len(payload):
         raise AmqpFault(SYNTAX_ERROR, "SYNTAX_ERROR - StartOk has bytes behind its end")
-    for _ in fields(properties):  # what is passed on is well formed
-        pass
-    return StartOk(properties, mechanism.decode("ascii", "replace"), response, locale)
+    found = {field.name: field for field in fields(properties)}  # so it is well formed
+    return StartOk(properties, mechanism.decode("ascii", "replace"), response, locale, found)
 
 
 def write_start_ok(start_ok: StartOk, added: Mapping[str, str]) -> bytes:
@@ -99,23 +100,20 @@ def fields(table: bytes) -> Iterator[Field]:
         yield Field(name, chr(kind), value)
 
 
-def text_field(table: bytes, name: bytes) -> str:
-    """A string field's text; empty when the table has no such field."""
-    for field in fields(table):
-        if field.name == name and field.type == "S":
-            return field.value.decode("utf-8", "replace")
-    return ""
+def text_field(found: Mapping[bytes, Field], name: bytes) -> str:
+    """A string field's text; empty when there is no such field."""
+    field = found.get(name)
+    return field.value.decode("utf-8", "replace") if field and field.type == "S" else ""
 
 
-def capability(table: bytes, name: bytes) -> bool:
-    """Whether the table's `capabilities` say yes to this one."""
-    for field in fields(table):
-        if field.name == b"capabilities" and field.type == "F":
-            return any(
-                one.name == name and one.type == "t" and one.value != b"\0"
-                for one in fields(field.value)
-            )
-    return False
+def capability(found: Mapping[bytes, Field], name: bytes) -> bool:
+    """Whether the field `capabilities` says yes to this one."""
+    table = found.get(b"capabilities")
+    if table is None or table.type != "F":
+        return False
+    return any(
+        one.name == name and one.type == "t" and one.value != b"\0" for one in fields(table.value)
+    )
 
 
 def read_open(payload: bytes) -> str:
