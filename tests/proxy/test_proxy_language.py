@@ -44,7 +44,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture
 def proxy() -> Iterator[Proxy]:
-    with Proxy(workers=2) as proxy:
+    # Statistics ten times a second: their tests wait for several.
+    with Proxy("--cleanup-interval", "100", workers=2) as proxy:
         yield proxy
 
 
@@ -186,6 +187,25 @@ async def test_a_session_is_shown_counted_and_ended_by_its_number(proxy: Proxy) 
         assert await said(proxy.socket, "VHOST FORCE_DISCONNECT /") == ""
         await until(lambda: proxy.json("CONN") == [])
         client.drop()
+
+
+async def test_a_drained_broker_gets_nobody_new_and_a_dead_one_is_known(proxy: Proxy) -> None:
+    async with Broker() as one, Broker() as other:
+        port = await asyncio.to_thread(route, proxy, one, other)
+        client = await connect(port)
+        assert await said(proxy.socket, f"BACKEND DRAIN broker-{one.port}") == ""
+        opened = len(one.opened)
+        for _ in range(6):
+            await (await connect(port)).close()
+        assert len(one.opened) == opened
+        assert await client.echoed()
+        assert await said(proxy.socket, f"BACKEND UNDRAIN broker-{one.port}") == ""
+        await client.close()
+    # Both are gone: whoever comes is told, and it is seen why.
+    with pytest.raises(Closed):
+        await connect(port)
+    health = await said(proxy.socket, "BACKEND HEALTH")
+    assert len(re.findall(r"^broker-\d+: (resting for \d+ s|due): .*refused", health, re.M)) == 2
 
 
 async def _statistics(proxy: Proxy, what: str) -> AsyncIterator[dict[str, int]]:

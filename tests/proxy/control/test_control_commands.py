@@ -101,10 +101,13 @@ async def test_two_kinds_of_proxy_header_are_refused(office: PaperOffice) -> Non
 
 async def test_health(office: PaperOffice) -> None:
     office.known_health = {
-        "down1": {"state": "resting", "failures": 3, "rest": 3.6, "error": "refused"}
+        "down1": {"state": "resting", "failures": 3, "rest": 3.6, "error": "refused"},
+        "six": {"state": "due", "failures": 1, "rest": 0.0, "error": "no Start"},
+        "gone": {"state": "resting", "failures": 1, "rest": 1.0, "error": "refused"},
     }
-    assert await _say(office, *_TWO, "BACKEND HEALTH") == (
-        "down1: resting for 4 s: refused\nrmq1: healthy\n"
+    lines = (*_TWO, "BACKEND ADD six dc1 ::1 5672", "BACKEND HEALTH")
+    assert await _say(office, *lines) == (
+        "down1: resting for 4 s: refused\nrmq1: healthy\nsix: due: no Start\n"
     )
     assert json.loads(await _say(office, "--json BACKEND HEALTH"))["rmq1"] == {"state": "healthy"}
 

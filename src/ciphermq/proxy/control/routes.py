@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from msgspec import to_builtins
 
 from ciphermq.errors import ProxyError
@@ -118,13 +121,13 @@ async def print_health(office: Office, call: Call) -> Answer:
         name: dict(known.get(name, {"state": "healthy"}))
         for name in sorted(office.configuration.backends)
     }
-    lines = [
-        f"{name}: {health['state']}"
-        + (f" for {health['rest']:.0f} s: {health['error']}" if health.get("rest") else "")
-        + "\n"
-        for name, health in value.items()
-    ]
-    return Answer("".join(lines), value)
+    return Answer("".join(_health_line(name, one) for name, one in value.items()), value)
+
+
+def _health_line(name: str, health: Mapping[str, Any]) -> str:
+    rest = f" for {health['rest']:.0f} s" if health.get("rest") else ""
+    error = f": {health['error']}" if health.get("error") else ""
+    return f"{name}: {health['state']}{rest}{error}\n"
 
 
 @rule("FARM ADD|ADD_MANUAL name selector backend...")
