@@ -63,6 +63,7 @@ class ConnectionLimits:
 
     def __init__(self) -> None:
         self._rates: dict[LimitKind, dict[str, Bucket]] = {kind: {} for kind in RATES}
+        self._sweep: dict[LimitKind, int] = dict.fromkeys(RATES, limits.PROXY_RATES)
         self._held: defaultdict[Hashable, Counter[str]] = defaultdict(Counter)
 
     def admit(
@@ -87,9 +88,11 @@ class ConnectionLimits:
         buckets = self._rates[kind]
         bucket = buckets.get(vhost)
         if bucket is None or bucket.rate != limit:
-            if len(buckets) >= limits.PROXY_RATES:
+            if len(buckets) >= self._sweep[kind]:
                 for name in [name for name, one in buckets.items() if one.full(now)]:
                     del buckets[name]
+                # Names are strangers' words: looking through them must not cost each its number.
+                self._sweep[kind] = max(limits.PROXY_RATES, 2 * len(buckets))
             bucket = buckets[vhost] = Bucket(limit, now)
         return bucket.take(now)
 

@@ -239,7 +239,8 @@ async def test_files_that_are_not_what_they_should_be_are_refused(
     other = certificates.directory / "other.key"
     for line, complaint in (
         (f"TLS INGRESS KEY_FILE {tmp_path}/no", f"{tmp_path}/no can't be read: No such file"),
-        (f"TLS INGRESS KEY_FILE {tmp_path}", f"{tmp_path} can't be read: Is a directory"),
+        (f"TLS INGRESS KEY_FILE {tmp_path}", f"{tmp_path} is not a file."),
+        ("TLS INGRESS KEY_FILE /dev/zero", "/dev/zero is not a file."),
         (f"TLS INGRESS KEY_FILE {chain}", f"{chain} has no private key in PEM"),
         (f"TLS INGRESS CERT_CHAIN_FILE {key}", f"{key} has no certificates in PEM"),
         (f"TLS INGRESS SNI ADD a {chain} {other}", f"{other} is not the key of {chain}."),

@@ -168,10 +168,14 @@ async def test_a_fault_in_a_command_is_told_and_ends_nothing(
         async def sessions(self) -> list[Mapping[str, object]]:
             raise ZeroDivisionError("on purpose")
 
+        async def health(self) -> Mapping[str, Mapping[str, object]]:
+            raise BrokenPipeError("to a worker, say")
+
     async with _served(Faulty(), tmp_path) as said:
         assert await said(b"--status CONN\n") == (
             b"The proxy has a fault, which is in its log: ZeroDivisionError('on purpose')\n\x003"
         )
+        assert (await said(b"--status BACKEND HEALTH\n")).endswith(b"worker, say')\n\x003")
         assert await said(b"DATACENTER PRINT\n") == b"\n"
     assert "A control command failed" in caplog.text
 

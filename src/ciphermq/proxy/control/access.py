@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import ssl
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -102,10 +103,15 @@ def _read(path: str) -> tuple[Path, bytes]:
     """A file's absolute path, which still holds after a restart elsewhere, and what is in it."""
     whole = Path(path).absolute()
     try:
+        if not stat.S_ISREG(whole.stat().st_mode):  # a pipe would be waited for
+            raise ProxyError(f"{whole} is not a file.")
         with whole.open("rb") as file:
-            return whole, file.read(limits.PROXY_PEM + 1)
+            content = file.read(limits.PROXY_PEM + 1)
     except OSError as error:
         raise ProxyError(f"{whole} can't be read: {error.strerror}") from None
+    if len(content) > limits.PROXY_PEM:
+        raise ProxyError(f"{whole} has more than {limits.PROXY_PEM} bytes.")
+    return whole, content
 
 
 async def _pem(path: str, member: TlsFile) -> str:

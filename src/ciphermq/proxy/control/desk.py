@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 
 from ciphermq import limits
 from ciphermq.errors import CipherMQError, ProxyError
@@ -22,6 +23,10 @@ _log = get_logger("proxy.control")
 
 DONE, FAILED = b"\x000", b"\x003"
 """What follows the answer for a client that asked for ``--status``."""
+
+
+class _Left(Exception):
+    """The client has left, or stopped reading or writing: there is nobody to tell."""
 
 
 class Desk:
@@ -37,8 +42,7 @@ class Desk:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Read one command, do it, answer, close."""
-        # The client may leave, or stop reading, at any time: there is nobody to tell then.
-        with contextlib.suppress(OSError, TimeoutError):
+        with contextlib.suppress(_Left):
             async with self._places:
                 line = await self._line(reader, writer)
                 if line is not None:
@@ -47,14 +51,13 @@ class Desk:
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(self._patience):
                 await writer.wait_closed()
-        if writer.transport is not None:
-            writer.transport.abort()
+        writer.transport.abort()
 
     async def _line(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> Line | None:
         try:
-            async with asyncio.timeout(self._patience):
+            async with self._patiently():
                 raw = await reader.readuntil(b"\n")
         except asyncio.IncompleteReadError as error:
             raw = error.partial  # `printf` without a line break: the stream's end says as much
@@ -68,9 +71,9 @@ class Desk:
     async def _refuse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer a line that is too long."""
         most = limits.PROXY_CONTROL_LINE
-        begun = piece = await reader.read(most)
         # The rest is read and thrown away: a client that still writes would not hear us.
-        async with asyncio.timeout(self._patience):
+        async with self._patiently():
+            begun = piece = await reader.read(most)
             while piece and b"\n" not in piece:
                 piece = await reader.read(most)
         status = FAILED if begun.startswith(STATUS.encode()) else b""
@@ -85,7 +88,7 @@ class Desk:
             except CipherMQError as error:
                 status = FAILED
                 await self._say(writer, failure(error, line.json).encode(errors="replace"))
-            except (OSError, TimeoutError):
+            except _Left:
                 raise
             except Exception as error:  # noqa: BLE001 — a fault in a command must not be silence
                 status = FAILED
@@ -96,6 +99,14 @@ class Desk:
             await self._say(writer, status)
 
     async def _say(self, writer: asyncio.StreamWriter, data: bytes) -> None:
-        writer.write(data)
-        async with asyncio.timeout(self._patience):
+        async with self._patiently():
+            writer.write(data)
             await writer.drain()
+
+    @contextlib.asynccontextmanager
+    async def _patiently(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._patience):
+                yield
+        except (OSError, TimeoutError) as error:
+            raise _Left from error
