@@ -24,17 +24,15 @@ CTL = Path(sys.executable).with_name("ciphermq-proxy-ctl")
 class Site:
     """A vhost at a blue node, behind a proxy, with a green node beside it."""
 
-    def __init__(self, proxy: Proxy, blue: Vhost, green: Node, state: Path) -> None:
+    def __init__(self, proxy: Proxy, port: int, blue: Vhost, green: Node, state: Path) -> None:
         self.proxy = proxy
         self.blue = blue
         self.green = Vhost(green, blue.name)
         self.vhost = blue.name
         self.state = state
-        self.port = proxy.listen()
+        self.port = port
         self.user = f"app-{blue.name}"
         self._password = secrets.token_hex(8)
-        proxy.farm("blue", blue.node)
-        proxy.farm("green", green)
         proxy("MAP", "FARM", self.vhost, "blue")
         # Known to the old broker only: the move has to bring it along.
         user = {"password": self._password, "tags": ""}
@@ -43,6 +41,9 @@ class Site:
         blue.node.api("PUT", f"permissions/{blue.quoted}/{self.user}", rights)
 
     def close(self) -> None:
+        """Leave nothing behind."""
+        self.proxy("MAP", "UNMAP", self.vhost)
+        self.proxy("VHOST", "UNPAUSE", self.vhost)
         for node in (self.blue.node, self.green.node):
             node.api("DELETE", f"users/{self.user}")
             node.api("DELETE", f"vhosts/{self.blue.quoted}")

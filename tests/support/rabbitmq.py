@@ -155,7 +155,8 @@ class Vhost:
         return quote(self.name, safe="")
 
     def counts(self) -> dict[str, int]:
-        """Messages a queue, ready or out at a consumer; exact, unlike the API's statistics."""
+        """Messages a queue that are ready: exact, unlike the API's statistics. What a consumer had
+        comes back to its queue a moment after the consumer's end."""
         text = self.node.evaluate(
             "lists:flatten([begin {resource, _, _, Name} = amqqueue:get_name(Q),"
             " {ok, Count, _} = rabbit_amqqueue:stat(Q),"

@@ -16,16 +16,17 @@ from support.traffic import Consumer
 
 pytestmark = pytest.mark.crash
 
-BACKLOG = 20_000
+BACKLOG = 8000
 
 
 @pytest.mark.parametrize("killed", ["blue", "green"])
 async def test_a_node_that_is_killed_amid_messages(
-    rabbitmq_alone: RabbitMQ, killed: str, tmp_path: Path
+    rabbitmq_alone: RabbitMQ, crossing: tuple[Proxy, int], killed: str, tmp_path: Path
 ) -> None:
     blue, green = rabbitmq_alone.start("blue"), rabbitmq_alone.start("green")
-    with Proxy() as proxy, blue.vhost() as vhost:
-        site = Site(proxy, vhost, green, tmp_path)
+    proxy, port = crossing
+    with blue.vhost() as vhost:
+        site = Site(proxy, port, vhost, green, tmp_path)
         site.queue("kept")
         await site.fill("kept", BACKLOG)
         process = await site.start("--to", "green")
