@@ -120,7 +120,16 @@ def test_make_targets_exist(page: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["cli.md", "settings.md", "errors.md", "limits.md", "proxy-control.md", "proxy-config.md"],
+    [
+        "cli.md",
+        "settings.md",
+        "errors.md",
+        "limits.md",
+        "proxy-control.md",
+        "proxy-config.md",
+        "proxy-command.md",
+        "proxy-metrics.md",
+    ],
 )
 def test_generated_pages_are_current(name: str) -> None:
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from pamqp import commands, frame
@@ -139,9 +140,10 @@ async def test_header_and_start_ok_in_one_write() -> None:
             writer.close()
 
 
-async def test_no_password_is_ever_logged() -> None:
+async def test_no_password_is_ever_logged(tmp_path: Path) -> None:
+    flags = ("--log-directory", str(tmp_path), "--file-verbosity", "5")
     async with Broker() as broker:
-        with Proxy("--log-directory", "logs", "--file-verbosity", "5", verbosity=5) as proxy:
+        with Proxy(*flags, verbosity=5) as proxy:
             port = route(proxy, broker)
             client = await connect(port, response="\0guest\0xyzzy-secret")
             assert broker.opened[0][3] == "\0guest\0xyzzy-secret"
@@ -152,8 +154,9 @@ async def test_no_password_is_ever_logged() -> None:
             await broken.reader.read()
             proxy("EXIT")
             await asyncio.to_thread(proxy.process.wait, 60)
-            assert "Starting connection" in proxy.output
-            assert "xyzzy" not in proxy.output
+            for text in (proxy.output, *(path.read_text() for path in tmp_path.iterdir())):
+                assert "Starting connection" in text
+                assert "xyzzy" not in text
 
 
 async def test_a_deleted_backend_serves_nobody() -> None:

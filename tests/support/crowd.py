@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 
 import uvloop
+
 from support.amqp import HEADER, Client, Closed, connect
 
 AT_ONCE = 100

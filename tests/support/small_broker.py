@@ -7,6 +7,7 @@ import resource
 import sys
 
 import uvloop
+
 from support.amqp import Broker
 
 

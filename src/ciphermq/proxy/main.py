@@ -40,25 +40,24 @@ _AMQPPROX_CONTROL = Path("/tmp") / "amqpprox"  # noqa: S108  (its scripts look f
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """``ciphermq-proxy``."""
-    parser = _parser("ciphermq-proxy", DESCRIPTION)
-    parser.add_argument("--version", action="version", version=f"ciphermq-proxy {__version__}")
-    _run(parser, parser.parse_args(arguments), default_control())
+    flags = parser()
+    _run(flags, flags.parse_args(arguments), default_control())
 
 
 def amqpprox(arguments: Sequence[str] | None = None) -> None:
     """``amqpprox``: its flags, its first and last line on standard output, its exit codes."""
-    parser = _Amqpprox("amqpprox", description=DESCRIPTION, add_help=False)
-    _add_flags(parser, log_directory=Path("logs"))
-    parser.add_argument("--help", action="store_true", help="this help")
-    options = parser.parse_args(arguments)
+    flags = _Amqpprox("amqpprox", description=DESCRIPTION, add_help=False)
+    _add_flags(flags, log_directory=Path("logs"))
+    flags.add_argument("--help", action="store_true", help="this help")
+    options = flags.parse_args(arguments)
     if options.help:
-        parser.print_help()
+        flags.print_help()
         sys.exit(1)
     control = options.control or _AMQPPROX_CONTROL
     place = f"logging to: '{options.log_directory}' control using: '{control}'"
-    _check_simple(parser, options)
+    _check_simple(flags, options)
     print(f"Starting amqpprox, {place}", flush=True)
-    _run(parser, options, _AMQPPROX_CONTROL, quiet=True)
+    _run(flags, options, _AMQPPROX_CONTROL, quiet=True)
     print(f"Stopping amqpprox, instance: '{control}'", flush=True)
 
 
@@ -83,12 +82,18 @@ def default_workers() -> int:
     return min(len(os.sched_getaffinity(0)), limits.PROXY_WORKERS_DEFAULT)
 
 
-def _parser(program: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+def parser() -> argparse.ArgumentParser:
+    """The command line of ``ciphermq-proxy``."""
+    made = argparse.ArgumentParser(
+        "ciphermq-proxy",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_flags(parser, log_directory=None)
-    return parser
+    _add_flags(made, log_directory=None)
+    made.add_argument(
+        "--version", action="version", version=f"ciphermq-proxy {__version__}", help="which this is"
+    )
+    return made
 
 
 def _add_flags(parser: argparse.ArgumentParser, log_directory: Path | None) -> None:
@@ -169,9 +174,30 @@ def _add_flags(parser: argparse.ArgumentParser, log_directory: Path | None) -> N
         metavar="MS",
         help="the period of statistics [default: %(default)s]",
     )
-    add("--listen-port", "--listenPort", type=int, default=0, metavar="P")
-    add("--destination-dns", "--destinationDNS", default="", metavar="HOST")
-    add("--destination-port", "--destinationPort", type=int, default=0, metavar="P")
+    simple = "in simple mode (these three together): "
+    add(
+        "--listen-port",
+        "--listenPort",
+        type=int,
+        default=0,
+        metavar="P",
+        help=f"{simple}listen on every address at this port",
+    )
+    add(
+        "--destination-dns",
+        "--destinationDNS",
+        default="",
+        metavar="HOST",
+        help=f"{simple}where every virtual host goes, looked up at each use",
+    )
+    add(
+        "--destination-port",
+        "--destinationPort",
+        type=int,
+        default=0,
+        metavar="P",
+        help=f"{simple}that host's port",
+    )
 
 
 def _count(text: str) -> int:
