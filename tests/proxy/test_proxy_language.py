@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import socket
+import ssl
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -206,6 +208,67 @@ async def test_a_drained_broker_gets_nobody_new_and_a_dead_one_is_known(proxy: P
         await connect(port)
     health = await said(proxy.socket, "BACKEND HEALTH")
     assert len(re.findall(r"^broker-\d+: (resting for \d+ s|due): .*refused", health, re.M)) == 2
+
+
+_LAST_FIRST = """
+class LastFirst:
+    def __init__(self, start):
+        pass
+
+    def order(self, backends, asking):
+        return backends[::-1]
+"""
+
+
+async def test_a_selector_of_an_installed_package_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = tmp_path / "users_own-1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: users-own\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(
+        "[ciphermq.proxy.selectors]\nlast-first = last_first:LastFirst\n"
+    )
+    (tmp_path / "last_first.py").write_text(_LAST_FIRST)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    async with Broker() as one, Broker() as other:
+        with Proxy(workers=2) as proxy:
+            port = await asyncio.to_thread(route, proxy, one, other)
+            names = f"broker-{one.port} broker-{other.port}"
+            assert await said(proxy.socket, f"FARM ADD farm last-first {names}") == ""
+            for _ in range(6):
+                await (await connect(port)).close()
+            assert (len(one.opened), len(other.opened)) == (0, 6)
+
+
+async def _shown_certificate(port: int) -> bytes:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    return bytes(shown)
+
+
+async def test_a_renewed_certificate_is_shown_once_it_is_said_again(
+    proxy: Proxy, certificates: Certificates, tmp_path: Path
+) -> None:
+    chain, key, port = tmp_path / "chain.pem", tmp_path / "key.pem", free_port()
+    shown = []
+    for renewal, words in (
+        ("first", [f"TLS INGRESS CERT_CHAIN_FILE {chain}", f"TLS INGRESS KEY_FILE {key}"]),
+        ("second", [f"TLS INGRESS CERT_CHAIN_FILE {chain}"]),
+        ("third", ["CONFIG RELOAD"]),
+    ):
+        certificates.issue(renewal, server=True)
+        for file, made in ((chain, "crt"), (key, "key")):
+            file.write_bytes((certificates.directory / f"{renewal}.{made}").read_bytes())
+        for line in (*words, f"LISTEN START_SECURE {port}", "CONFIG SAVE"):
+            assert await said(proxy.socket, line) == ""
+        pem = chain.read_text().partition("-----END")[0] + "-----END CERTIFICATE-----\n"
+        shown.append(await _shown_certificate(port))
+        assert shown[-1] == ssl.PEM_cert_to_DER_cert(pem)
+    assert len(set(shown)) == 3
 
 
 async def _statistics(proxy: Proxy, what: str) -> AsyncIterator[dict[str, int]]:

@@ -113,3 +113,7 @@ def _show(proxy: socket.socket, *, old: bool) -> bytes:
         if piece:
             out.write(piece)
             out.flush()
+
+
+if __name__ == "__main__":
+    main()
