@@ -379,7 +379,7 @@ costs datagrams, which are counted, and nothing else.
 
 def handshake_page() -> str:
     """The table that the proxy's handshakes are made of, both sides."""
-    parts = []
+    page = [f"# The AMQP handshake through the proxy\n\n{NOTICE}{_HANDSHAKE}"]
     for title, states in _SIDES.items():
         methods = [
             method for method in Method if any((state, method) in HANDSHAKE for state in states)
@@ -391,21 +391,17 @@ def handshake_page() -> str:
         names = [_METHOD_NAMES.get(method, _camel(method.name)) for method in methods]
         done = [
             f"- {_METHOD_NAMES.get(method, _camel(method.name))} while waiting for {state.value}: "
-            f"the proxy {rule.does}."
+            f"{rule.does}."
             for (state, method), rule in HANDSHAKE.items()
             if state in states and rule.does
         ]
-        parts.append(
+        page.append(
             f"\n## {title}\n\n| it waits for | {' | '.join(names)} |\n"
-            f"| --- {'| --- ' * len(methods)}|\n"
-            + "\n".join(rows)
-            + "\n\n"
-            + "\n".join(done)
-            + "\n"
+            f"| --- {'| --- ' * len(methods)}|\n" + "\n".join(rows) + "\n"
         )
-    return (
-        f"# The AMQP handshake through the proxy\n\n{NOTICE}{_HANDSHAKE}" + "".join(parts) + _CLOSES
-    )
+        if done:
+            page.append("\n" + "\n".join(done) + "\n")
+    return "".join([*page, _CLOSES])
 
 
 def _camel(name: str) -> str:
@@ -436,9 +432,10 @@ _SIDES = {
     "After the proxy's own Close, on either side": (State.CLOSING,),
 }
 _METHOD_NAMES = {Method.PROTOCOL_HEADER: "protocol header"}
-_HANDSHAKE = """Until a connection is open the proxy speaks AMQP 0.9.1 itself: to clients as a broker, to
-brokers as the client. From OpenOk on bytes go by, and only frames are counted. The tables below
-are the ones the proxy runs by: what has a dash is refused with the code in the list at the end.
+_HANDSHAKE = """Until a connection is open the proxy speaks AMQP 0.9.1 itself: to clients as a
+broker, to brokers as the client. From OpenOk on bytes go by, and only frames are counted. The
+tables below are the ones the proxy runs by: what has a dash is refused with a code of the list at
+the end.
 
 The client may cut and join what it says as it likes, down to header, StartOk, TuneOk and Open in
 one write, with channels already opened behind them: that is kept for the broker. Heartbeats are
@@ -446,8 +443,8 @@ taken in every state, and sent to a client that waits for its broker.
 
 A broker is chosen when Open has come, since Open names the virtual host. Until the broker's OpenOk
 the client has heard nothing of it, so a broker that fails is passed over for the next one of its
-farm, and the same is said to that one. A broker that *refuses* (403, 530, …) is not passed over: the
-client gets its Close, byte by byte.
+farm, and the same is said to that one. A broker that *refuses* (403, 530, …) is not passed over:
+the client gets its Close, byte by byte.
 """
 _CLOSES = """
 ## Codes

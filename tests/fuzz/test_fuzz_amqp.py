@@ -10,12 +10,12 @@ import contextlib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ciphermq.errors import AmqpFault
+from ciphermq.errors import AmqpFault, NotAmqp
 from ciphermq.proxy.end import Kept
 from ciphermq.proxy.timeouts import Timeouts
 from ciphermq.wire.amqp import closing
 from ciphermq.wire.amqp.frames import FrameReader, Scanner
-from ciphermq.wire.amqp.handshake import Handshake, NotAmqp, Role, State
+from ciphermq.wire.amqp.handshake import Handshake, Role, State
 from support.sessions import (
     HEADER,
     OPEN,

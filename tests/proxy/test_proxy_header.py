@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciphermq.proxy.proxyheader import SIGNATURE, BadProxyHeader, HeaderReader, Source, write
+from ciphermq.errors import BadProxyHeader
+from ciphermq.proxy.proxyheader import SIGNATURE, HeaderReader, Source, write
 
 FOUR = Source("192.0.2.7", 50_000, "198.51.100.1", 5672)
 SIX = Source("2001:db8::7", 50_000, "2001:db8::1", 5671)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciphermq.errors import AmqpFault
+from ciphermq.errors import AmqpFault, NotAmqp
 from ciphermq.wire.amqp import closing
-from ciphermq.wire.amqp.handshake import FIRST, TABLE, Handshake, Method, NotAmqp, Role, State
+from ciphermq.wire.amqp.handshake import FIRST, TABLE, Handshake, Method, Role, State
 from support.sessions import (
     HEADER,
     OPEN,

@@ -11,12 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from ciphermq.errors import ProxyError
+from ciphermq.errors import SessionRefused
 from ciphermq.proxy.model import Backend, Listener
 from ciphermq.proxy.statistics import Ending
 
 if TYPE_CHECKING:
     from ciphermq.proxy.session import Session
+
+__all__ = ["Admission", "Contexts", "Credentials", "Gate", "Opening", "Refusal"]
+
+Refusal = SessionRefused
+"""What a gate says no with."""
 
 
 class Credentials(bytes):
@@ -65,15 +70,6 @@ class Admission:
     """Bytes a second from the client, paced."""
     data_rate_alarm: int | None = None
     """Bytes a second from the client, beyond which `Gate.alarm` is told, at most once a second."""
-
-
-class Refusal(ProxyError):
-    """The client may not come in, or not stay: it is sent Close(`reply`, text)."""
-
-    def __init__(self, reply: int, text: str, ending: Ending = "failed") -> None:
-        super().__init__(text)
-        self.reply = reply
-        self.ending: Ending = ending
 
 
 class Gate(Protocol):

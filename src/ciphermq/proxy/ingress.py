@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from ciphermq import limits
-from ciphermq.errors import AmqpFault, CipherMQError, ConnectionLost
+from ciphermq.errors import AmqpFault, CipherMQError, ConnectionLost, NotAmqp
 from ciphermq.proxy.deadline import Deadline
 from ciphermq.proxy.end import PACED, STALLED, VIEW, WAITING, End
 from ciphermq.proxy.gate import Contexts, Credentials
@@ -22,7 +22,7 @@ from ciphermq.proxy.model import Listener
 from ciphermq.proxy.proxyheader import HeaderReader, Source
 from ciphermq.proxy.timeouts import Timeouts
 from ciphermq.wire.amqp import closing, properties
-from ciphermq.wire.amqp.handshake import Handshake, Method, NotAmqp, Role, State, Step
+from ciphermq.wire.amqp.handshake import Handshake, Method, Role, State, Step
 from ciphermq.wire.amqp.properties import StartOk
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Final, NamedTuple
 
-from ciphermq.errors import ProxyError
+from ciphermq.errors import BadProxyHeader
 
 SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
 """Version 2 begins with it."""
@@ -30,10 +30,6 @@ class Source(NamedTuple):
     port: int
     to_address: str
     to_port: int
-
-
-class BadProxyHeader(ProxyError):
-    """What stands in front of a connection is no PROXY header, and one is demanded."""
 
 
 class HeaderReader:

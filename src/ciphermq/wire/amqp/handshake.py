@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from ciphermq import limits
-from ciphermq.errors import AmqpFault
+from ciphermq.errors import AmqpFault, NotAmqp
 from ciphermq.wire.amqp import closing
 from ciphermq.wire.amqp.frames import Frame, FrameReader
 from ciphermq.wire.amqp.leaps import BODY, HEADER, HEARTBEAT, METHOD
@@ -80,26 +80,26 @@ FIRST: Final = {Role.BROKER: State.HEADER, Role.CLIENT: State.START}
 TABLE: Final[Mapping[tuple[State, Method], Rule]] = {
     # as a broker
     (State.HEADER, Method.PROTOCOL_HEADER): Rule(State.START_OK, "Start"),
-    (State.START_OK, Method.START_OK): Rule(State.TUNE_OK, "Tune", "keeps it for the broker"),
-    (State.TUNE_OK, Method.TUNE_OK): Rule(State.OPEN, "", "keeps it for the broker"),
+    (State.START_OK, Method.START_OK): Rule(State.TUNE_OK, "Tune", "it is kept for the broker"),
+    (State.TUNE_OK, Method.TUNE_OK): Rule(State.OPEN, "", "it is kept for the broker"),
     (State.OPEN, Method.OPEN): Rule(
-        State.HELD, "", "admits the client, chooses a broker, connects to it"
+        State.HELD, "", "the client is admitted, a broker chosen and connected to"
     ),
     (State.START_OK, Method.CLOSE): Rule(State.CLOSED, "CloseOk"),
     (State.TUNE_OK, Method.CLOSE): Rule(State.CLOSED, "CloseOk"),
     (State.OPEN, Method.CLOSE): Rule(State.CLOSED, "CloseOk"),
-    (State.HELD, Method.CLOSE): Rule(State.CLOSED, "CloseOk", "leaves the broker"),
+    (State.HELD, Method.CLOSE): Rule(State.CLOSED, "CloseOk", "the broker is left"),
     # as a client
     (State.START, Method.START): Rule(
         State.TUNE,
         "StartOk, TuneOk, Open",
-        "the client's own, with the proxy's properties at the end of StartOk's",
+        "they are the client's own, with the proxy's properties at the end of StartOk's",
     ),
     (State.TUNE, Method.TUNE): Rule(State.OPEN_OK, ""),
-    (State.OPEN_OK, Method.OPEN_OK): Rule(State.DONE, "", "passes it on to the client"),
-    (State.START, Method.CLOSE): Rule(State.CLOSED, "CloseOk", "passes the reason on"),
-    (State.TUNE, Method.CLOSE): Rule(State.CLOSED, "CloseOk", "passes the reason on"),
-    (State.OPEN_OK, Method.CLOSE): Rule(State.CLOSED, "CloseOk", "passes the reason on"),
+    (State.OPEN_OK, Method.OPEN_OK): Rule(State.DONE, "", "it is passed on to the client"),
+    (State.START, Method.CLOSE): Rule(State.CLOSED, "CloseOk", "the client is told"),
+    (State.TUNE, Method.CLOSE): Rule(State.CLOSED, "CloseOk", "the client is told"),
+    (State.OPEN_OK, Method.CLOSE): Rule(State.CLOSED, "CloseOk", "the client is told"),
     # as either
     (State.CLOSING, Method.CLOSE): Rule(State.CLOSED, "CloseOk"),
     (State.CLOSING, Method.CLOSE_OK): Rule(State.CLOSED, ""),
@@ -117,10 +117,6 @@ class Step(NamedTuple):
 
 
 _HEADER_STEP: Final = Step(Method.PROTOCOL_HEADER, Frame(0, 0, closing.PROTOCOL_HEADER))
-
-
-class NotAmqp(AmqpFault):
-    """The peer does not speak AMQP 0.9.1: it is sent our protocol header, and no Close."""
 
 
 class Handshake:
