@@ -121,6 +121,7 @@ class Link(asyncio.Protocol):
         self._heartbeats: asyncio.Task[None] | None = None
         self._heard = True
         self._paused = False
+        self._ignoring = False
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -210,8 +211,7 @@ class Link(asyncio.Protocol):
         with contextlib.suppress(Exception):
             async with asyncio.timeout(limits.MOVE_CONNECT_TIMEOUT):
                 if self.failure is None:
-                    self.on_message = _nothing  # what is delivered from here on goes back
-                    self.resume()
+                    self.ignore()
                     self._send(0, spec.Connection.Close(reply_code=200, reply_text="OK"))
                     await self._expect(spec.Connection.CloseOk)
         self.abort()
@@ -272,6 +272,13 @@ class Link(asyncio.Protocol):
         if not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
+
+    def ignore(self) -> None:
+        """What is delivered from here on is not acknowledged, so it goes back to its queue; and an
+        answer that nobody waits for any more is none out of turn."""
+        self._ignoring = True
+        self.on_message = _nothing
+        self.resume()
 
     def resume(self) -> None:
         """Go on reading."""
@@ -381,7 +388,7 @@ class Link(asyncio.Protocol):
         elif self._answer is not None and isinstance(method, self._awaited):
             if not self._answer.done():
                 self._answer.set_result(method)
-        else:
+        elif not self._ignoring:
             raise AmqpFault(503, f"{self.address!r} sent {method.name} out of turn")
 
     def _refusal(self, method: Any) -> Exception:
