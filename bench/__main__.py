@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import catalogs, hsm, logs, machine, onex, queue, waiting, zeromq
+from bench import catalogs, hsm, logs, machine, onex, proxy, queue, waiting, zeromq
 
 TOPICS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
     "queue": queue.measure,
@@ -20,6 +20,7 @@ TOPICS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
     "logging": logs.measure,
     "hsm": hsm.measure,
     "zmq": zeromq.measure,
+    "proxy": proxy.measure,
 }
 
 

@@ -128,3 +128,15 @@ def test_zeromq(tmp_path: Path) -> None:
                 assert each[road][way]["messages_per_second"] > 0
                 assert each[road][way]["p50_ms"] <= each[road][way]["p99_ms"]
         assert each["tls_over_curve"]["one_way"]["messages_per_second"] > 0
+
+
+def test_the_proxy(tmp_path: Path) -> None:
+    found = bench("proxy", 2000, tmp_path)
+    ours = {"ciphermq_1", "ciphermq_2"}
+    for work in ("open_and_close", "large_messages", "small_messages", "mixed_messages", "tls_in"):
+        assert ours | {"direct"} <= found["results"][work].keys()
+        for figures in found["results"][work].values():
+            assert next(iter(figures.values())) > 0
+    for figures in found["results"]["round_trips"].values():
+        assert 0 < figures["p50_us"] <= figures["p99_us"]
+    assert ours <= found["memory"].keys()

@@ -118,7 +118,19 @@ def test_make_targets_exist(page: Path) -> None:
     assert named - targets == set()
 
 
-@pytest.mark.parametrize("name", ["cli.md", "settings.md", "errors.md", "limits.md"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cli.md",
+        "settings.md",
+        "errors.md",
+        "limits.md",
+        "proxy-control.md",
+        "proxy-config.md",
+        "proxy-command.md",
+        "proxy-metrics.md",
+    ],
+)
 def test_generated_pages_are_current(name: str) -> None:
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     assert spec is not None

@@ -56,7 +56,9 @@
     ├── RemoteProtocolError            the peer sent what the protocol forbids
     │   ├── FrameTooLarge
     │   ├── UnknownFrame
-    │   └── MalformedFrame
+    │   ├── MalformedFrame
+    │   └── AmqpFault                  AMQP 0.9.1's: has the reply code of the Close that says it
+    │       └── NotAmqp                another protocol, or another version
     ├── TransportError                 the connection
     │   ├── ConnectFailed              refused, unreachable
     │   │   └── HostUnknown            the name has no address
@@ -87,6 +89,15 @@
     │   └── SegmentDropped             the payload is at another place by now: look it up again
     ├── CatalogError                   public keys and metadata
     ├── StoreError                     Inbox and Outbox files on a client's machine
+    ├── ProxyError                     the AMQP proxy's own
+    │   ├── SessionRefused             a client may not come in, or not stay
+    │   ├── BadProxyHeader             the PROXY protocol, in front of a connection
+    │   ├── ListenFailed               a port: in use, not permitted, no such address
+    │   ├── ChannelLost                another process of the proxy has ended
+    │   ├── HandoverFailed             a running proxy could not be succeeded
+    │   └── MoveError                  a broker or the proxy said no to a part of a vhost's move
+    │       ├── MoveRefused            before anything was changed
+    │       └── MoveStopped            part-way: it can be taken up again, or back
     ├── AlreadyDone                    its effect is committed in the Inbox: skip it
     └── Unfinished                     it ended before all that was asked for was done
 
@@ -97,7 +108,7 @@ name: it is on the wire for `Refused`, in dead letters for `BatchError`, in ``--
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 
 class CipherMQError(Exception):
@@ -350,6 +361,18 @@ class MalformedFrame(RemoteProtocolError):
     """A frame whose body is not what its type demands."""
 
 
+class AmqpFault(RemoteProtocolError):
+    """An AMQP 0.9.1 peer broke the protocol; `reply` is the code of the Close that tells it."""
+
+    def __init__(self, reply: int, message: str) -> None:
+        super().__init__(message)
+        self.reply = reply
+
+
+class NotAmqp(AmqpFault):
+    """The peer does not speak AMQP 0.9.1: it is sent our protocol header, and no Close."""
+
+
 class TransportError(CipherMQError):
     """The connection could not be made, or ended."""
 
@@ -476,6 +499,52 @@ class CatalogError(CipherMQError):
 
 class StoreError(CipherMQError):
     """An Outbox or trust file on a client's machine can't be read or written."""
+
+
+class ProxyError(CipherMQError):
+    """The AMQP proxy could not do what it was asked."""
+
+
+class SessionRefused(ProxyError):
+    """A client may not come in, or not stay: it is sent Close(`reply`, message).
+
+    `ending` is how the session is counted.
+    """
+
+    def __init__(
+        self, reply: int, message: str, ending: Literal["failed", "limited", "denied"] = "failed"
+    ) -> None:
+        super().__init__(message)
+        self.reply = reply
+        self.ending: Literal["failed", "limited", "denied"] = ending
+
+
+class BadProxyHeader(ProxyError):
+    """What stands in front of a connection is no PROXY header, and one is demanded."""
+
+
+class ListenFailed(ProxyError):
+    """A port can't be listened on: it is in use, not permitted, or the address isn't here."""
+
+
+class ChannelLost(ProxyError):
+    """Another process of the proxy has ended."""
+
+
+class HandoverFailed(ProxyError):
+    """A running proxy could not be succeeded by this one; it goes on as it was."""
+
+
+class MoveError(ProxyError):
+    """A broker or the proxy said no to a part of a vhost's move."""
+
+
+class MoveRefused(MoveError):
+    """A vhost can't be moved as things are; nothing has been changed."""
+
+
+class MoveStopped(MoveError):
+    """A move ended part-way: run it again to go on where it was, or with `--back` to undo it."""
 
 
 class AlreadyDone(CipherMQError):

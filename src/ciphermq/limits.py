@@ -498,3 +498,239 @@ OUTBOX_WIPE: Final = 1.0
 
 STORE_PRUNE: Final = 3600.0
 """How often an Inbox looks for ids that are older than any message may be."""
+
+# --- the AMQP proxy ----------------------------------------------------------------------------
+
+AMQP_FRAME: Final = 128 * KIB
+"""The greatest frame-max the proxy offers and takes: RabbitMQ's own default."""
+
+AMQP_HANDSHAKE_FRAME: Final = AMQP_FRAME
+"""A frame of the handshake; a token among the client's credentials can make StartOk long."""
+
+PROXY_HANDSHAKE_BYTES: Final = 2 * AMQP_FRAME
+"""What a client may send before its broker's OpenOk. Clients that pipeline send less than a
+frame; what is more waits in the socket."""
+
+PROXY_BUFFER: Final = 256 * KIB
+"""Read at a time, by whichever session has something; a worker has one such buffer."""
+
+PROXY_SMALL_BUFFER: Final = 16 * KIB
+"""Read at a time while slow peers together have left more than"""
+
+PROXY_KEPT: Final = 64 * MIB
+"""bytes in a worker: each slow session then holds a TLS record's worth at most."""
+
+PROXY_CLIENT_TIMEOUT: Final = 10.0
+"""RabbitMQ gives clients the same for their handshake."""
+
+PROXY_ADMISSION_TIMEOUT: Final = 10.0
+"""Clients give up a connection attempt after 10 to 60 seconds."""
+
+PROXY_PAUSED_HOLD: Final = 600.0
+"""Long enough to move a vhost; clients that wait less long come again by themselves."""
+
+PROXY_CONNECT_TIMEOUT: Final = 3.0
+"""One lost SYN (sent again after one second) and then two thirds of the next; the client
+waits while a farm's backends are tried one after another."""
+
+PROXY_BROKER_TIMEOUT: Final = 5.0
+"""A broker that doesn't even say Start within this is passed over for the next."""
+
+PROXY_OPEN_OK_TIMEOUT: Final = 30.0
+"""The broker asks its own authentication backends before OpenOk."""
+
+PROXY_CLOSE_OK_TIMEOUT: Final = 5.0
+"""Whoever hasn't answered a Close by then won't."""
+
+PROXY_STALL_TIMEOUT: Final = 60.0
+"""AMQP's own heartbeats find a dead peer sooner; this is for connections without them."""
+
+PROXY_DRAIN: Final = 30.0
+"""How long an exit or restart waits for clients to finish after their Close."""
+
+# --- the AMQP proxy's configuration and control -----------------------------------------------
+
+MAX_PROXY_NAME: Final = 255
+"""Of a vhost, backend, farm…: a vhost is AMQP's shortstr, the others need no more."""
+
+MAX_PROXY_ENTRIES: Final = 100_000
+"""Backends, farms, maps or a kind's limits: every worker holds them all, about 200 bytes each."""
+
+MAX_PROXY_FARM: Final = 1024
+"""Backends of one farm: all of them are ordered anew for each session."""
+
+MAX_PROXY_LISTENERS: Final = 256
+"""Each is a socket in every worker."""
+
+MAX_PROXY_CERTIFICATES: Final = 1024
+"""Server names with a certificate of their own: each holds a TLS context, some 50 kB, a worker."""
+
+MAX_PROXY_LIMIT: Final = 2**53 - 1
+"""A limit's number: what JSON and Lua readers keep exactly."""
+
+# --- the AMQP proxy's processes ----------------------------------------------------------------
+
+PROXY_WORKERS: Final = 64
+"""At most; by itself there is one a core, four at most: brokers need cores as well."""
+
+PROXY_WORKERS_DEFAULT: Final = 4
+"""See `PROXY_WORKERS`."""
+
+PROXY_PACKET: Final = 64 * KIB
+"""A piece of what processes say to each other: Linux takes 208 KiB a packet unless told less."""
+
+PROXY_PACKETS_AT_ONCE: Final = 16
+"""Read at a time, so that a long answer doesn't hold up the sessions."""
+
+PROXY_DESCRIPTORS: Final = 250
+"""Descriptors that travel in one packet: Linux takes 253."""
+
+PROXY_BACKLOG: Final = 4096
+"""Connections that wait to be accepted, a socket; Linux's own default for the most there may be
+(net.core.somaxconn)."""
+
+PROXY_ACCEPTS_AT_ONCE: Final = 64
+"""Accepted at a time, so that a storm of new connections leaves turns to those that are open."""
+
+PROXY_ACCEPT_PAUSE: Final = 1.0
+"""How long nothing is accepted once descriptors have run out."""
+
+PROXY_DESCRIPTOR_RESERVE: Final = 64
+"""Descriptors of a worker that are not for sessions: listening sockets, DNS, logs, splices."""
+
+PROXY_OPEN_FILES: Final = 1 << 20
+"""Descriptors a process asks for, where the system allows as many: half a million sessions."""
+
+PROXY_SOURCES: Final = 10_000
+"""Client machines with statistics of their own, a worker: some 500 bytes each."""
+
+PROXY_STATISTICS_PERIOD: Final = 1.0
+"""Statistics are of one second, as amqpprox's are."""
+
+PROXY_WORKER_START: Final = 30.0
+"""A worker that hasn't begun by then is ended and started anew; half a second is usual."""
+
+PROXY_WORKER_PAUSE: Final = 1.0
+"""Before a worker is started that ended sooner than `PROXY_WORKER_STEADY` after its start."""
+
+PROXY_WORKER_STEADY: Final = 10.0
+"""See `PROXY_WORKER_PAUSE`."""
+
+PROXY_WORKER_KILL: Final = 5.0
+"""Beyond the drain time: a worker that hasn't ended by then is killed."""
+
+PROXY_HANDOVER_DRAIN: Final = 600.0
+"""How long the sessions of a proxy that handed over go on before they get Close 320: consumers
+rarely end by themselves, and all of them coming again at once is what nobody wants."""
+
+PROXY_HANDOVER_TIMEOUT: Final = 60.0
+"""For a successor to start its workers, once it has been given everything."""
+
+PROXY_CONTROL_LINE: Final = 64 * KIB
+"""One command: a farm of a thousand backends fits."""
+
+PROXY_CONTROL_TIMEOUT: Final = 10.0
+"""For a control client to send its command, or to take a piece of the answer."""
+
+PROXY_CONTROL_CLIENTS: Final = 256
+"""At a time; further ones wait to be accepted."""
+
+PROXY_LOG_DELAY: Final = 0.05
+"""How long lines are gathered before they are written."""
+
+PROXY_LOG_QUEUE: Final = 1024
+"""Gatherings of lines that wait for the disk or terminal; what is more is dropped, and counted."""
+
+PROXY_LOG_BACKLOG: Final = 4 * MIB
+"""Bytes of lines a worker keeps for a supervisor that doesn't take them."""
+
+PROXY_LOG_STOP: Final = 5.0
+"""How long the end waits for the log to be written."""
+
+PROXY_LOG_FILE: Final = 32 * MIB
+"""A log file's size; amqpprox has the same."""
+
+PROXY_LOG_FILES: Final = 1024 * MIB
+"""All log files of a program in one directory; amqpprox has the same."""
+
+# --- moving a vhost ---------------------------------------------------------------------------
+
+MOVE_FRAME_MAX: Final = 128 * KIB
+"""What RabbitMQ offers: its frames go out again as they came in."""
+
+MOVE_HEARTBEAT: Final = 30
+"""A broker that is silent for twice as long is gone; moving its messages starts again elsewhere."""
+
+MOVE_CONNECT_TIMEOUT: Final = 30.0
+"""To open a connection to a broker, which may be busy starting up."""
+
+MOVE_ANSWER_TIMEOUT: Final = 60.0
+"""For one answer of a management API or of the proxy: importing 10,000 queues takes 20 s."""
+
+MOVE_PREFETCH: Final = 1000
+"""Messages of a queue on their way. RabbitMQ syncs confirms every 25 ms or sooner, so this allows
+40,000 messages a second a queue; it is also how many a SIGKILL can double."""
+
+MOVE_IN_FLIGHT: Final = 16 * MIB
+"""Bytes of a queue on their way, and a message more: its memory, whatever the messages' size."""
+
+MOVE_QUEUES_AT_ONCE: Final = 8
+"""Queues whose messages are moved at the same time: RabbitMQ has one process a queue, so this keeps
+eight cores busy at either side."""
+
+MOVE_CLOSE_TIMEOUT: Final = 15.0
+"""How long clients may take to answer their Close before their connections are cut."""
+
+MOVE_QUIET_TIMEOUT: Final = 60.0
+"""How long a broker may take to notice that its connections have ended."""
+
+PROXY_REST_FIRST: Final = 1.0
+"""A backend that failed is left alone for this long: about what a broker's restart of its
+listener takes. It doubles with each further failure."""
+
+PROXY_REST_LONGEST: Final = 60.0
+"""So that a backend which was away for a day is used within a minute of its return."""
+
+PROXY_PROBE: Final = 15.0
+"""How long the one session that tries a failed backend again keeps the others from it: longer
+than its connection, TLS and Start may take together."""
+
+PROXY_RATES: Final = 10_000
+"""Vhosts whose rate is remembered at a time; one whose second is over need not be."""
+
+PROXY_PEM: Final = 4 * MIB
+"""A file of certificates named in a command: all public authorities together are 250 kB."""
+
+PROXY_RESOLVE_TIMEOUT: Final = 5.0
+"""For a name given in a command: whoever typed it is waiting."""
+
+PROXY_AUTH_TIMEOUT: Final = 8.0
+"""For the authentication service's answer: less than `PROXY_ADMISSION_TIMEOUT`, so that the client
+is told whose fault it is."""
+
+PROXY_AUTH_ANSWER: Final = 64 * KIB
+"""A reason that fits a Close has 255 bytes; credentials may be a long token."""
+
+PROXY_AUTH_CONNECTIONS: Final = 32
+"""Questions to the authentication service at a time, a worker; the others wait in line."""
+
+PROXY_NAME_TIMEOUT: Final = 1.0
+"""How long a session waits for its client's name; it has the address otherwise."""
+
+PROXY_NAME_LIFETIME: Final = 300.0
+"""How long a name is believed."""
+
+PROXY_NAMES_AT_ONCE: Final = 2
+"""Names asked for at a time: the resolver has four threads, and backends need it too."""
+
+PROXY_METRICS_REQUEST: Final = 16 * KIB
+"""A scraper's request, of which only the first line is read."""
+
+PROXY_ANSWER_TIMEOUT: Final = 30.0
+"""For a worker to do what the supervisor asks: it is between two sessions within milliseconds."""
+
+PROXY_DRAIN_STEP: Final = 0.1
+"""Sessions that are closed over a while are closed this often, some at a time."""
+
+PROXY_HANDOVER_SPREAD: Final = 30.0
+"""Over how long those are closed that a handover's patience was not enough for."""

@@ -16,10 +16,8 @@ A line is one JSON object: ``timestamp`` (RFC 3339, UTC), ``level`` (``INFO``), 
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
 from queue import Full, Queue
@@ -28,74 +26,11 @@ from typing import Final, TextIO
 from ciphermq import limits
 from ciphermq.errors import ConfigError
 from ciphermq.settings import LoggingSection
-from ciphermq.telemetry.logger import RECORD_FIELDS, ROOT
-from ciphermq.telemetry.traffic import Note, Traffic, escape, lines
-
-_NOTES: Final = "ciphermq_notes"
-"""Attribute of a `logging.LogRecord` that stands for many lines about messages."""
-_TEXT: Final = "ciphermq_text"
-"""And of one that was made text."""
+from ciphermq.telemetry.formats import NOTES, ConsoleFormatter, JsonFormatter
+from ciphermq.telemetry.logger import ROOT
+from ciphermq.telemetry.traffic import Note, Traffic
 
 _PERIODS: Final = {"never": 0, "hourly": 3600, "daily": 86_400}
-_RESERVED: Final = frozenset({"timestamp", "level", "logger", "message", "exception"})
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        # A rotating file asks twice, once for the size alone; and there may be two files.
-        text: str | None = getattr(record, _TEXT, None)
-        if text is None:
-            notes: list[Note] | None = getattr(record, _NOTES, None)
-            text = self._line(record) if notes is None else lines(notes)
-            record.__dict__[_TEXT] = text
-        return text
-
-    def _line(self, record: logging.LogRecord) -> str:
-        message, fields = _parts(record)
-        line: dict[str, object] = {
-            "timestamp": _timestamp(record),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": message,
-        }
-        # A field must not be able to pass itself off as the line's own time or level.
-        line.update({f"{key}_" if key in _RESERVED else key: fields[key] for key in fields})
-        if record.exc_text:
-            line["exception"] = record.exc_text
-        return escape(json.dumps(line, ensure_ascii=False, default=str))
-
-
-class ConsoleFormatter(logging.Formatter):
-    """``12:30:01 warning  message  key=value``, safe to show on a terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        message, fields = _parts(record)
-        time = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
-        text = f"{time} {record.levelname.lower():<8} {_printable(message)}"
-        text += "".join(f"  {key}={_printable(str(value))}" for key, value in fields.items())
-        # A traceback quotes strangers, too: set in, none of its lines can pose as another event.
-        traceback = (record.exc_text or "").splitlines()
-        return "\n".join([text, *(f"  {_printable(line)}" for line in traceback)])
-
-
-def _parts(record: logging.LogRecord) -> tuple[str, dict[str, object]]:
-    """An event and its fields; a record of another library has only its text."""
-    parts: tuple[str, dict[str, object]] | None = getattr(record, RECORD_FIELDS, None)
-    return parts if parts is not None else (record.getMessage(), {})
-
-
-def _timestamp(record: logging.LogRecord) -> str:
-    moment = datetime.fromtimestamp(record.created, UTC)
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def _printable(text: str) -> str:
-    """`text` with control characters escaped: a stranger's name must not steer the terminal."""
-    return "".join(
-        character if character.isprintable() else repr(character)[1:-1] for character in text
-    )
 
 
 class _BoundedQueueHandler(QueueHandler):
@@ -126,12 +61,12 @@ class _BoundedQueueHandler(QueueHandler):
             self.dropped += 1
 
     def put_notes(self, notes: list[Note]) -> None:
-        """Lines about messages, in one record: at most `limits.LOG_NOTES` of them wait."""
-        if self.notes_waiting + len(notes) > limits.LOG_NOTES:
+        """Lines about messages, in one record: at most `limits.LOGNOTES` of them wait."""
+        if self.notes_waiting + len(notes) > limits.LOGNOTES:
             self.dropped += len(notes)
             return
         record = logging.LogRecord(f"{ROOT}.server", logging.INFO, __file__, 0, "", None, None)
-        record.__dict__[_NOTES] = notes
+        record.__dict__[NOTES] = notes
         if self._offer(record):
             self._notes_put += len(notes)
             self.admit()
@@ -201,7 +136,7 @@ class _Listener(QueueListener):
     def handle(self, record: logging.LogRecord) -> None:
         """Write one record, and count what it stood for."""
         super().handle(record)
-        self.front.notes_written += len(getattr(record, _NOTES, ()))
+        self.front.notes_written += len(getattr(record, NOTES, ()))
 
     def enqueue_sentinel(self) -> None:
         # The end stands in line too: with a slow disk there may be no room for it at first.
@@ -301,5 +236,5 @@ def _console(stream: TextIO) -> logging.Handler:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(ConsoleFormatter())
     # Nobody can read so many lines, and a terminal would hold up the files.
-    handler.addFilter(lambda record: not hasattr(record, _NOTES))
+    handler.addFilter(lambda record: not hasattr(record, NOTES))
     return handler

@@ -1,0 +1,1 @@
+"""The control language: words in, changes and sentences out."""
