@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from proxy_running import alive, children
+
 from support import crowd, small_broker
 from support.proxy import Proxy
 from support.rabbitmq import wait_until

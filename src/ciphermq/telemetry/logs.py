@@ -61,8 +61,8 @@ class _BoundedQueueHandler(QueueHandler):
             self.dropped += 1
 
     def put_notes(self, notes: list[Note]) -> None:
-        """Lines about messages, in one record: at most `limits.LOGNOTES` of them wait."""
-        if self.notes_waiting + len(notes) > limits.LOGNOTES:
+        """Lines about messages, in one record: at most `limits.LOG_NOTES` of them wait."""
+        if self.notes_waiting + len(notes) > limits.LOG_NOTES:
             self.dropped += len(notes)
             return
         record = logging.LogRecord(f"{ROOT}.server", logging.INFO, __file__, 0, "", None, None)
