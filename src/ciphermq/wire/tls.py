@@ -89,7 +89,7 @@ class TlsPump:
         read: Callable[[int, memoryview], int] = self._ssl.read  # type: ignore[assignment]
         at, size = 0, len(room)
         try:
-            while at < size:
+            while at < size and self._more:
                 got = read(size - at, room[at:])
                 if not got:
                     self.ended = True
@@ -105,6 +105,13 @@ class TlsPump:
                 raise
             self._error = error  # OpenSSL would not say it a second time
         return at
+
+    @property
+    def _more(self) -> bool:
+        """Whether OpenSSL can know more than it said. To ask it in vain costs as much as to read a
+        record, and nearly all reads are of one."""
+        incoming = self._incoming
+        return bool(incoming.pending or self._ssl.pending() or incoming.eof)
 
     def write(self, data: Buffer) -> None:
         """Encrypt all of `data`."""
