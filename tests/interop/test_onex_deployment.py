@@ -188,7 +188,7 @@ def test_the_events_of_1x_are_in_its_log_files(
     info = lines(deployment / "logs" / "server_info.log")
 
     def found(message: str, **members: str) -> list[dict[str, str]]:
-        rows = [line for line in info if line["message"] == message]
+        rows = [line for line in info if message in (line["message"], line.get("event"))]
         return [row for row in rows if members.items() <= row.items()]
 
     assert found("connected", client="sender_1")
@@ -197,6 +197,11 @@ def test_the_events_of_1x_are_in_its_log_files(
     assert len(found("message published", message_id=message_id, client="sender_1", **where)) == 1
     assert len(found("message delivered", message_id=message_id, queue="receiver_1_queue")) == 1
     assert len(found("message acknowledged", message_id=message_id, client="sender_1")) == 1
+    for sentence in (  # as 1.x begins them
+        f"Published message {message_id} via exchange 'CipherMQ_exchange'",
+        f"Message {message_id} acknowledged by client, removed from its queue",
+    ):
+        assert len(found(sentence)) == 1
     assert found("disconnected", client="sender_1")
     (failed,) = lines(deployment / "logs" / "server_error.log")
     assert (failed["level"], failed["message"]) == ("ERROR", "TLS handshake failed")
