@@ -118,6 +118,17 @@ def test_make_targets_exist(page: Path) -> None:
     assert named - targets == set()
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_tests_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text())
+    assert [
+        f"{file}::{name}"
+        for file, name in named
+        if not (ROOT / file).is_file()
+        or not re.search(rf"^(async )?def {name}\(", (ROOT / file).read_text(), re.MULTILINE)
+    ] == []
+
+
 @pytest.mark.parametrize(
     "name",
     [

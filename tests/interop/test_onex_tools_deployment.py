@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,11 @@ from interop.onex_clients import TLS_1_2, TLS_1_3, Binding, Place, Receiver, Sen
 
 pytestmark = pytest.mark.crash
 
+Capture = pytest.CaptureFixture[str]
 BINDING = Binding("receiver_1_queue", "CipherMQ_exchange", "receiver_1_key")
 
 
-async def test_a_deployment_of_what_the_tools_made(tmp_path: Path) -> None:
+async def test_a_deployment_of_what_the_tools_made(tmp_path: Path, capsys: Capture) -> None:
     certs, keys = tmp_path / "certs", tmp_path / "keys"
     assert run(["ca", "make", "--out", str(certs), "sender_1", "receiver_1"]) == 0
     assert run(["keys", "make", "--out", str(keys)]) == 0
@@ -61,8 +63,24 @@ aes_key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
             while len(receiver.received) < 2:
                 await asyncio.sleep(0.01)
         assert [text for _, text in receiver.received] == ["one", "two"]
+        await asyncio.to_thread(look_inside, tmp_path, port, receiver.received[0][0], capsys)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
     finally:
         server.kill()
+
+
+def look_inside(directory: Path, port: int, message_id: str, capsys: Capture) -> None:
+    """What an operator of 1.x does to use the commands that look into a server."""
+    authority = [str(directory / "certs" / name) for name in ("ca.crt", "ca.key")]
+    home = ["--home", str(directory / "home")]
+    open_keys = ["--no-passphrase", *home]
+    assert run(["ca", "adopt", *authority, *open_keys]) == 0
+    assert run(["ca", "adopt", *authority, *open_keys]) == 2
+    url = f"cmq://localhost:{port}"
+    assert run(["identity", "add", "admin", "--url", url, *open_keys]) == 0
+    capsys.readouterr()
+    assert run(["trace", message_id, "--json", *home]) == 0
+    assert json.loads(capsys.readouterr().out)["client"] == "sender_1"
+    assert run(["purge", BINDING.queue, "--yes", *home]) == 0

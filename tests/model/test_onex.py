@@ -48,6 +48,33 @@ def test_a_message_is_taken_apart_and_kept_as_it_came() -> None:
     assert (routed.exchange, routed.routing_key) == ("x", "k")
 
 
+@given(words, st.dictionaries(words, st.none() | words | st.floats(allow_nan=False), max_size=3))
+def test_a_stored_message_has_the_id_that_it_came_with(
+    message_id: str, others: dict[str, Any]
+) -> None:
+    for ascii_only in (True, False):
+        members = {**others, **MEMBERS, "message_id": message_id}
+        data = b" " + json.dumps(members, ensure_ascii=ascii_only).encode() + b"\t"
+        try:
+            message = onex.parse(data)
+        except MalformedBatch:
+            with pytest.raises(MalformedBatch):
+                onex.stored_id(data)
+        else:
+            assert onex.stored_id(data) == (message.message_id, message.text)
+
+
+@pytest.mark.parametrize(
+    "broken", [b"\n", b"\r", b"\x0b", b"\x0c", b"\x1c", b"\xc2\x85", b"\xe2\x80\xa8", b"\xff"]
+)
+@pytest.mark.parametrize("place", [b'"sender_1', b'"colour": "', b"{"])
+def test_no_stored_message_makes_two_lines(place: bytes, broken: bytes) -> None:
+    data = said(colour="blue").replace(place, place + broken)
+    assert broken in data
+    with pytest.raises(MalformedBatch):
+        onex.stored_id(data)
+
+
 @pytest.mark.parametrize(
     ("value", "tag"), [("dGFn", "dGFn"), ("", None), (None, None)], ids=["given", "empty", "null"]
 )

@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from ciphermq import limits
 from ciphermq.custody import armour, passphrase
 from ciphermq.errors import AuthorityError, CertificateError, PassphraseError, UsageError
-from ciphermq.pki import names, profiles
+from ciphermq.pki import keyfile, names, onex, profiles
 from ciphermq.pki.authority import Authority, AuthorityDirectory, key_beneath, load_request
 from ciphermq.pki.verify import ChainVerifier
 from support import odd_certificates as odd
@@ -60,6 +60,36 @@ def test_two_authorities_are_not_taken_for_one_another(tmp_path: Path) -> None:
         for name in ("a", "b")
     ]
     assert made[0] != made[1]
+
+
+def test_one_from_elsewhere_is_adopted(tmp_path: Path) -> None:
+    onex.make(tmp_path / "certs", ["bob"], hosts=["localhost"], now_ms=NOW_MS)
+    files = tmp_path / "certs"
+    certificate = x509.load_pem_x509_certificate((files / "ca.crt").read_bytes())
+    key = keyfile.read_key(files / "ca.key", None)
+    home = tmp_path / "ca"
+    cheap = passphrase.CHEAP
+    adopted = Authority.adopt(home, certificate, key, passphrase="p", now_ms=NOW_MS, cost=cheap)
+    assert (adopted.encrypted, adopted.revocation_list().number) == (True, 1)
+    issued = adopted.issue_client("alice", public_key(), now_ms=NOW_MS)
+    crl = adopted.revocation_list().der
+    verifier = ChainVerifier([certificate.public_bytes(serialization.Encoding.DER)], crl)
+    chain = [issued.public_bytes(serialization.Encoding.DER)]
+    assert verifier.check_signer(chain, NOW_MS, NOW_MS).client_id == "alice"
+    with pytest.raises(FileExistsError):
+        Authority.adopt(home, certificate, key, passphrase=None, now_ms=NOW_MS)
+
+
+def test_what_is_no_authority_is_not_adopted(tmp_path: Path) -> None:
+    onex.make(tmp_path / "certs", [], hosts=["localhost"], now_ms=NOW_MS)
+    files, home = tmp_path / "certs", tmp_path / "ca"
+    certificate = x509.load_pem_x509_certificate((files / "server.crt").read_bytes())
+    with pytest.raises(AuthorityError, match="the key is not that of"):
+        Authority.adopt(home, certificate, odd.key(), passphrase=None, now_ms=NOW_MS)
+    key = keyfile.read_key(files / "server.key", None)
+    with pytest.raises(CertificateError, match="is not an authority's certificate"):
+        Authority.adopt(home, certificate, key, passphrase=None, now_ms=NOW_MS)
+    assert not home.exists()
 
 
 def test_its_files_are_private(authority: Authority) -> None:

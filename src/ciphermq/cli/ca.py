@@ -10,7 +10,14 @@ import typer
 
 from ciphermq.cli import passphrases
 from ciphermq.cli.common import HomeOption, JsonOption, home_directory
-from ciphermq.cli.enrolment import check_new, now_ms, open_authority, write_new
+from ciphermq.cli.enrolment import (
+    NoPassphraseOption,
+    check_new,
+    home_words,
+    now_ms,
+    open_authority,
+    write_new,
+)
 from ciphermq.cli.output import print_fields, print_json
 
 if TYPE_CHECKING:
@@ -26,6 +33,7 @@ def register(app: typer.Typer) -> None:
     group.command()(server)
     group.command()(status)
     group.command()(make)
+    group.command()(adopt)
     app.add_typer(group, name="ca")
 
 
@@ -253,6 +261,53 @@ def make(
         f"Whoever has {out / 'ca.key'}, which is not encrypted, can be any client: take it away "
         "from here."
     )
+
+
+def adopt(
+    certificate: Annotated[
+        Path,
+        typer.Argument(metavar="CERTIFICATE", help="Its ca.crt, a PEM file.", show_default=False),
+    ],
+    key: Annotated[
+        Path,
+        typer.Argument(
+            metavar="KEY", help="Its ca.key, a PEM file, unencrypted.", show_default=False
+        ),
+    ],
+    no_passphrase: NoPassphraseOption = False,
+    home: HomeOption = None,
+    passphrase_file: passphrases.AuthorityPassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take over the authority of a CipherMQ 1.x deployment, to make identities for its server.
+
+    Makes ca/ in the deployment directory, with its first revocation list. The two files stay as
+    they are. What it has certified so far is not known here: give no client's name again.
+    """
+    from cryptography import x509
+
+    from ciphermq.cli.deployment import Deployment
+    from ciphermq.errors import AuthorityError
+    from ciphermq.pki import keyfile, names
+    from ciphermq.pki.authority import Authority
+
+    deployment = Deployment(home_directory(home))
+    try:
+        found = x509.load_pem_x509_certificate(certificate.read_bytes())
+    except (OSError, *names.UNREADABLE) as error:
+        raise AuthorityError(f"{certificate} can't be read as a certificate: {error}") from error
+    opened = keyfile.read_key(key, None)
+    passphrase = None if no_passphrase else passphrases.new_authority(passphrase_file)
+    try:
+        Authority.adopt(deployment.ca, found, opened, passphrase=passphrase, now_ms=now_ms())
+    except FileExistsError as error:
+        raise AuthorityError(f"{deployment.ca} is there already, with something in it") from error
+    files = [deployment.ca / name for name in ("ca.crt", "ca.key", "crl.pem")]
+    if as_json:
+        print_json({"directory": str(deployment.ca), "files": [str(file) for file in files]})
+        return
+    print(f"Made {deployment.ca} of {found.subject.rfc4514_string()}. Next:")
+    print("  ciphermq identity add admin --url cmq://HOST:PORT" + home_words(home))
 
 
 def _about(crl: RevocationList) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from ciphermq.custody.passphrase import STRONG, Cost
 from ciphermq.errors import AuthorityError, CertificateError, RevocationListStale
 from ciphermq.pki import dates, keyfile, names, pem, profiles
 from ciphermq.pki.revocation import RevocationList
+from ciphermq.pki.verify import ChainVerifier
 
 CERTIFICATE: Final = "ca.crt"
 KEY: Final = "ca.key"
@@ -148,6 +149,43 @@ class Authority(AuthorityDirectory):
         """
         key = keyfile.new_key(ec.SECP384R1())
         certificate = profiles.authority_certificate(key, now_ms)
+        return cls._keep_in(path, certificate, key, passphrase, now_ms, cost)
+
+    @classmethod
+    def adopt(
+        cls,
+        path: Path,
+        certificate: x509.Certificate,
+        key: ec.EllipticCurvePrivateKey,
+        *,
+        passphrase: str | None,
+        now_ms: int,
+        cost: Cost = STRONG,
+    ) -> Authority:
+        """As `create`, for an authority that was made elsewhere and never issued a list.
+
+        What it has certified so far is not known here: those names are free to be given again.
+        Raises `AuthorityError` when `key` is not that of `certificate`, `CertificateError` when
+        that is no authority's.
+        """
+        if key.public_key() != certificate.public_key():
+            raise AuthorityError(
+                f"the key is not that of {certificate.subject.rfc4514_string()!r}: name the "
+                "certificate and the private key of the same authority"
+            )
+        ChainVerifier([certificate.public_bytes(_DER)])
+        return cls._keep_in(path, certificate, key, passphrase, now_ms, cost)
+
+    @classmethod
+    def _keep_in(
+        cls,
+        path: Path,
+        certificate: x509.Certificate,
+        key: ec.EllipticCurvePrivateKey,
+        passphrase: str | None,
+        now_ms: int,
+        cost: Cost,
+    ) -> Authority:
         first = profiles.revocation_list(profiles.Issuer(certificate, key), 1, (), now_ms)
         with disk.new_directory(path) as directory:
             password = None

@@ -113,7 +113,7 @@ class OnexConsuming:
     def _message(self, delivery: Delivery) -> Message | None:
         """What to send, which the client holds from now on. None: it can't be sent."""
         try:
-            found = onex.parse(delivery.sealed)
+            message_id, text = onex.stored_id(delivery.sealed)
         except BatchError as error:
             # It was looked at when it came in; so this is for what an older or newer version took.
             _log.error("a stored message is none", batch_id=delivery.batch_id, reason=str(error))
@@ -123,11 +123,9 @@ class OnexConsuming:
             follow(outcome, disregard)
             return None
         self._services.counters.add("deliveries")
-        self._keep(found.message_id, delivery)
-        self._services.traffic.note(
-            MessageDelivered, found.message_id, self._client, delivery.queue
-        )
-        return Message(found.message_id, found.text)
+        self._keep(message_id, delivery)
+        self._services.traffic.note(MessageDelivered, message_id, self._client, delivery.queue)
+        return Message(message_id, text)
 
     def _keep(self, message_id: str, delivery: Delivery) -> None:
         """Note it. What was taken out of the client's hands to be given again, at its sender's

@@ -169,7 +169,7 @@ class Publishing:
         services.counters.add("publishes_confirmed")
         self._confirms.settle(seq)
         if onex.is_onex(sealed):
-            message_id = onex.parse(sealed).message_id
+            message_id, _ = onex.stored_id(sealed)
             note_message(services, self._client, header, message_id, again=duplicate)
         elif not duplicate:
             services.traffic.note(

@@ -124,6 +124,8 @@ class Server:
         engine.on_event(catalog.note_event)
         for sentence in self._settings.left_out:
             _log.warning(sentence)
+        if self._trust.stray_key is not None:
+            _log.warning(self._trust.stray_key)
         if self._settings.access.allow_all:
             _log.warning("every client may do what an administrator may (access.allow_all)")
         await catalog.start()

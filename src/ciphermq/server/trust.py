@@ -15,9 +15,6 @@ from ciphermq.pki import authority, dates, names
 from ciphermq.pki.names import UNREADABLE
 from ciphermq.pki.verify import ChainVerifier
 from ciphermq.settings import TlsSection
-from ciphermq.telemetry import get_logger
-
-_log = get_logger("server")
 
 
 class Trust(NamedTuple):
@@ -26,6 +23,8 @@ class Trust(NamedTuple):
     context: ssl.SSLContext
     verifier: ChainVerifier
     certificate: x509.Certificate
+    stray_key: str | None
+    """That the authority's private key is where it should not be, in words for the operator."""
 
     def check_client(self, certificate: bytes) -> None:
         """`CertificateError` for one (DER) that is this server's, and no client's."""
@@ -44,7 +43,7 @@ def load(files: TlsSection, *, tls_1_2: bool = False) -> Trust:
     """Read the files; with `tls_1_2` clients of 1.x may come with that.
 
     `IdentityError` or `ConfigError` naming the one that can't be used."""
-    _look_for_authority_key(files)
+    stray_key = _look_for_authority_key(files)
     context = tls.server_context(
         certificate=files.cert_path,
         key=files.key_path,
@@ -61,7 +60,7 @@ def load(files: TlsSection, *, tls_1_2: bool = False) -> Trust:
             verifier.use_crl(crl.public_bytes(Encoding.DER))
         except (OSError, RevocationListStale, *UNREADABLE) as error:
             raise IdentityError(f"the revocation list {files.crl_path}: {error}") from error
-    return Trust(context, verifier, _certificates(files.cert_path)[0])
+    return Trust(context, verifier, _certificates(files.cert_path)[0], stray_key)
 
 
 def _certificates(path: Path) -> list[x509.Certificate]:
@@ -71,8 +70,9 @@ def _certificates(path: Path) -> list[x509.Certificate]:
         raise IdentityError(f"the certificate {path} can't be read: {error}") from error
 
 
-def _look_for_authority_key(files: TlsSection) -> None:
-    """Whoever breaks into the server must not find the key that makes identities."""
+def _look_for_authority_key(files: TlsSection) -> str | None:
+    """Whoever breaks into the server must not find the key that makes identities: `ConfigError`,
+    or where that is allowed, a sentence about it."""
     for directory in {path.parent for path in (files.cert_path, files.key_path)}:
         found = authority.key_beneath(directory)
         if found is None:
@@ -83,4 +83,5 @@ def _look_for_authority_key(files: TlsSection) -> None:
         )
         if not files.allow_authority_key:
             raise ConfigError(danger)
-        _log.warning(danger)
+        return danger
+    return None

@@ -95,8 +95,13 @@ class EncryptionSection(Section):
     def key(self) -> bytes:
         """The 32 bytes; `ConfigError`, without showing them, when they are not that."""
         text = _secret("encryption.aes_key", self.aes_key, self.aes_key_path)
+        if not text:
+            raise ConfigError(
+                "encryption.aes_key is missing; allowed: 32 bytes in base64, or aes_key_path: in "
+                "CipherMQ 1.x it is what the public keys in the database are encrypted with"
+            )
         try:
-            key = base64.b64decode(text or "", validate=True)
+            key = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
             raise ConfigError(
                 "encryption.aes_key is not base64; allowed: 32 bytes in base64, as `openssl rand "

@@ -30,17 +30,26 @@ class Note(msgspec.Struct, gc=False):
     texts alone."""
 
     what: ClassVar[str]
+    """The `event`."""
+    words: ClassVar[tuple[str, str, str]]
+    """The `message`, before and after the id and behind the place, if that is in it. They are
+    those of CipherMQ 1.x, which people look for in their logs."""
+    place: ClassVar[int] = 0
+    """Which of the members is the place; 0: none."""
 
     timestamp: str
     level: str
     logger: str
     message: str
+    event: str
 
 
 class MessagePublished(Note, gc=False):
     """A message of 1.x is in the journal, for the first time."""
 
     what = "message published"
+    words = ("Published message ", " via exchange '", "'")
+    place = 2
 
     message_id: str
     client: str
@@ -52,6 +61,8 @@ class MessageDelivered(Note, gc=False):
     """A message of 1.x was given to a client."""
 
     what = "message delivered"
+    words = ("Delivered message ", " from queue '", "'")
+    place = 2
 
     message_id: str
     client: str
@@ -62,6 +73,7 @@ class MessageAcknowledged(Note, gc=False):
     """A message of 1.x was acked by a client, and that is in the journal."""
 
     what = "message acknowledged"
+    words = ("Message ", " acknowledged by client, removed from its queue", "")
 
     message_id: str
     client: str
@@ -71,6 +83,8 @@ class BatchPublished(Note, gc=False):
     """As `MessagePublished`, of a batch."""
 
     what = "batch published"
+    words = ("Published batch ", " via exchange '", "'")
+    place = 2
 
     batch_id: str
     client: str
@@ -83,6 +97,8 @@ class BatchDelivered(Note, gc=False):
     """As `MessageDelivered`, of those messages of a batch that were meant."""
 
     what = "batch delivered"
+    words = ("Delivered batch ", " from queue '", "'")
+    place = 2
 
     batch_id: str
     client: str
@@ -94,6 +110,7 @@ class BatchAcknowledged(Note, gc=False):
     """As `MessageAcknowledged`, of those messages of a batch that were meant."""
 
     what = "batch acknowledged"
+    words = ("Batch ", " acknowledged by client, removed from its queue", "")
 
     batch_id: str
     client: str
@@ -128,8 +145,11 @@ class Traffic:
         ms = int(time.time() * 1000)
         if ms != self._ms:
             self._ms, self._moment = ms, spell(ms)
+        before, after, end = kind.words
+        place = members[kind.place] if kind.place else ""
+        message = f"{before}{members[0]}{after}{place}{end}"
         notes = self._notes
-        notes.append(kind(self._moment, _LEVEL, _LOGGER, kind.what, *members))
+        notes.append(kind(self._moment, _LEVEL, _LOGGER, message, kind.what, *members))
         if len(notes) == 1:
             asyncio.get_running_loop().call_later(limits.LOG_FLUSH, self.flush)
         elif len(notes) >= limits.LOG_CHUNK:

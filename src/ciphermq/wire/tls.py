@@ -103,31 +103,30 @@ class TlsPump:
             raise self._error
         read: Callable[[int, memoryview], int] = self._ssl.read  # type: ignore[assignment]
         at, size = 0, len(room)
-        incoming = self._incoming
         try:
-            while at < size:
+            while at < size and self._more:
                 got = read(size - at, room[at:] if at else room)
                 if not got:
                     self.ended = True
                     break
                 at += got
                 self.records_in += 1
-                if not incoming.pending:
-                    break  # to ask for more would cost an exception, as much as a small record
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
             self.ended = True
         except ssl.SSLError as error:
+            self._error = error  # OpenSSL would not say it a second time
             if not at:
                 raise
-            self._error = error  # OpenSSL would not say it a second time
         return at
 
     @property
-    def buffered(self) -> bool:
-        """Whether another `fill` may find something: false only when it surely won't."""
-        return bool(self._incoming.pending or self._ssl.pending())
+    def _more(self) -> bool:
+        """Whether OpenSSL can know more than it said. To ask it in vain costs as much as to read a
+        record, and nearly all reads are of one."""
+        incoming = self._incoming
+        return bool(incoming.pending or self._ssl.pending() or incoming.eof)
 
     def write(self, data: Buffer) -> None:
         """Encrypt all of `data`."""

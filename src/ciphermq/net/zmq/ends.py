@@ -81,8 +81,8 @@ class DealerEnd:
         self._stuck: deque[list[Buffer]] = deque()
 
     def pending(self) -> bool:
-        """Whether something waits to be sent."""
-        return bool(self._stuck) or self.machine.pending
+        """Whether something waits to be sent, and could be: not before an error was told."""
+        return self.machine.error is None and (bool(self._stuck) or self.machine.pending)
 
     def take_in(self, most: int = limits.ZMQ_TAKE) -> int:
         """Take in what has come, up to `most` messages; how many there were."""

@@ -154,30 +154,33 @@ class _Plain:
     # --- the thread ---------------------------------------------------------------------------
 
     def _push_tails(self) -> None:
-        while not self._closed.is_set():
-            self._told.wait()
-            delay = limits.ZMQ_TAIL_DELAY
+        # A context that was terminated ends the thread; the application's next call says so.
+        with contextlib.suppress(zmq.ZMQError):
             while not self._closed.is_set():
-                seen = self._pushes
-                self._closed.wait(delay)
-                with self._lock:
-                    if self._closed.is_set():
-                        return
-                    if not self._end.pending():
-                        self._told.clear()
-                        break
-                    if self._pushes != seen:
-                        delay = limits.ZMQ_TAIL_DELAY
-                        continue
+                self._told.wait()
+                self._push_tail()
+
+    def _push_tail(self) -> None:
+        """Wait a moment; then, unless the application has sent it meanwhile, send what waits."""
+        delay = limits.ZMQ_TAIL_DELAY
+        while not self._closed.is_set():
+            seen = self._pushes
+            self._closed.wait(delay)
+            with self._lock:
+                if self._closed.is_set():
+                    return
+                if self._pushes != seen and self._end.pending():
+                    delay = limits.ZMQ_TAIL_DELAY
+                    continue
+                self._push()
+                if self._end.pending():
+                    # What comes may be what lets us send: the window bounds how much it is.
+                    self._end.take_in()
                     self._push()
-                    if self._end.pending():
-                        # What comes may be what lets us send: the window bounds how much it is.
-                        self._end.take_in()
-                        self._push()
-                    if not self._end.pending():
-                        self._told.clear()
-                        break
-                    delay = min(2 * delay, _SLOWEST)
+                if not self._end.pending():
+                    self._told.clear()
+                    return
+                delay = min(2 * delay, _SLOWEST)
 
 
 class TlsDealer(_Plain):

@@ -142,12 +142,9 @@ class Speaker:
             while size := session.fill(self._scratch):
                 found.append([bytes(self._scratch[:size])])
             return
-        pump = session.pump
         try:
             while size := session.fill(reader.room()):
                 found += reader.filled(size)
-                if not pump.buffered:
-                    break
         except RemoteProtocolError as error:
             who = f"the {session.role.peer.value} at {session.where}"
             raise session.fail(ConnectionLost(f"{who} broke the protocol: {error}")) from error
