@@ -602,12 +602,12 @@ async def test_while_the_database_is_away_it_is_said_and_memory_is_bounded(
 async def test_a_database_that_does_not_answer_is_away_too(
     server: Postgres, open_catalog: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_pool, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(postgres_pool, "_TIMEOUT", 2.0)  # enough for a busy machine to start in
     async with open_catalog() as catalog:
         await catalog.put_key("a", 1, b"record")
         server.freeze()
         try:
-            with pytest.raises(CatalogError, match=r"did not answer within 0\.3 s"):
+            with pytest.raises(CatalogError, match=r"did not answer within 2 s"):
                 await catalog.get_key("a")
             catalog.note_message(message("m"))
 

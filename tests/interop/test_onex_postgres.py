@@ -95,11 +95,11 @@ class Run:
             while len(self.receiver.received) < count:
                 await asyncio.sleep(0.002)
 
-    async def status(self) -> dict[str, Any]:
-        """What an operator sees of the catalog."""
+    async def status(self, part: str = "catalog") -> dict[str, Any]:
+        """What an operator sees of a part of the broker."""
         admin = self.stage.deployment.identity(ADMINISTRATOR)
         async with ciphermq.connect(self.stage.url, identity=admin, passphrase="") as watcher:
-            return dict((await watcher.status())["catalog"])
+            return dict((await watcher.status())[part])
 
     async def restart_broker(self) -> None:
         self.broker.kill()
@@ -164,6 +164,7 @@ async def test_ten_thousand_with_postgresql_killed_and_the_broker_killed_twice(
             "delivered_time, acknowledged_time FROM message_metadata",
             "ciphermq",
         )
+        left = (await run.status("engine"))["messages"]
         assert run.broker.stop() == 0
     assert run.sender.given_up == run.sender.replies == []
     assert dict(run.receiver.received) == run.sender.sent
@@ -173,6 +174,10 @@ async def test_ten_thousand_with_postgresql_killed_and_the_broker_killed_twice(
     assert found.keys() == run.sender.sent.keys()
     for _, client, exchange, key, *_ in rows:
         assert (client, exchange, key) == ("sender_1", "CipherMQ_exchange", "receiver_1_key")
+    assert all(sent and delivered for *_, sent, delivered, _ in rows)
+    # A receiver of 1.x acks nothing that it has seen before: what a kill took the ack of stays in
+    # the queue. What one turn of the loop had in hand may have been durable before it was noted.
+    assert sum(row[6] is None for row in rows) <= left + 100
     for log in (tmp_path / "stage").rglob("server_*.log*"):
         for line in log.read_text().splitlines():
             assert json.loads(line)["timestamp"]
