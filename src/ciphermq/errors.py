@@ -432,7 +432,7 @@ class Superseded(Refused):
 
 
 class Unavailable(Refused):
-    """The broker is stopping, or its journal has failed."""
+    """The broker is stopping, its journal has failed, or its catalog is away."""
 
 
 class InternalError(Refused):

@@ -8,9 +8,11 @@ from server_rig import Rig, batch, now_ms
 from ciphermq.errors import (
     AccessRefused,
     BadRequest,
+    CatalogError,
     NotFound,
     PreconditionFailed,
     Refused,
+    Unavailable,
 )
 from ciphermq.model.ids import new_batch_id
 from ciphermq.pki.revocation import RevocationList
@@ -157,6 +159,24 @@ async def test_the_status_is_the_administrators(rig: Rig) -> None:
     assert status["server"]["connections"] == 2
     assert status["journal"]
     assert not any(name.startswith("journal_") for name in status["engine"])
+
+
+async def test_without_its_catalog_a_broker_is_unavailable(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await rig.client("alice")
+
+    async def away(*_: object) -> None:
+        raise CatalogError("PostgreSQL at db.internal:5432: nothing listens there")
+
+    monkeypatch.setattr(rig.broker.catalog, "trace", away)
+    with pytest.raises(Unavailable, match="can't use its catalog") as refused:
+        await client.ask(Trace, batch_id=new_batch_id(now_ms()))
+    assert "db.internal" not in str(refused.value)
+    found = [record for record in caplog.records if "a request failed" in record.getMessage()]
+    # A database is away for many requests: a line for each, and no traceback.
+    assert [record.exc_info for record in found] == [None]
+    assert await client.ask(Ping) is None
 
 
 async def test_traces_are_the_senders(rig: Rig) -> None:

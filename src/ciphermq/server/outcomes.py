@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from ciphermq.errors import InternalError, JournalFailed, Refused, Unavailable
+from ciphermq.errors import CatalogError, InternalError, JournalFailed, Refused, Unavailable
 from ciphermq.telemetry import get_logger
 
 T = TypeVar("T")
@@ -32,6 +32,10 @@ def as_refusal(error: BaseException, client: str) -> Refused:
         return error
     if isinstance(error, JournalFailed):
         return Unavailable(f"the broker's journal has failed: {error}")
+    if isinstance(error, CatalogError):
+        # Where the database is, and as whom one comes there, is not for clients.
+        _log.error("a request failed", client=client, reason=str(error))
+        return Unavailable("the broker can't use its catalog for this; its log says why")
     _log.error("a request failed", client=client, exc_info=error)
     return InternalError("the broker failed in a way it did not foresee; its log says more")
 
