@@ -212,6 +212,9 @@ class Link(asyncio.Protocol):
             async with asyncio.timeout(limits.MOVE_CONNECT_TIMEOUT):
                 if self.failure is None:
                     self.ignore()
+                    # An acknowledgement that is still under way within RabbitMQ when it handles
+                    # the Close can be lost: an answer by the channel says that it had them all.
+                    await self.call(spec.Basic.Qos(prefetch_count=1), spec.Basic.QosOk)
                     self._send(0, spec.Connection.Close(reply_code=200, reply_text="OK"))
                     await self._expect(spec.Connection.CloseOk)
         self.abort()
