@@ -33,6 +33,7 @@ _HEAD: Final = struct.Struct(">BHI")
 _METHOD: Final = struct.Struct(">HH")
 _TAG: Final = struct.Struct(">Q")
 _METHOD_FRAME, _HEADER_FRAME, _BODY_FRAME, _HEARTBEAT_FRAME = 1, 2, 3, 8
+_KINDS: Final = frozenset({_METHOD_FRAME, _HEADER_FRAME, _BODY_FRAME, _HEARTBEAT_FRAME})
 _OVERHEAD: Final = 8  # type, channel, size; end
 _END: Final = 0xCE
 _CHANNEL: Final = 1
@@ -330,6 +331,8 @@ class Link(asyncio.Protocol):
             while end - start >= _OVERHEAD:
                 kind, channel, size = _HEAD.unpack_from(buffer, start)
                 stop = start + _OVERHEAD + size
+                if kind not in _KINDS:
+                    raise AmqpFault(501, f"{self.address!r} does not speak AMQP 0.9.1")
                 if size + _OVERHEAD > self.frame_max and kind != _METHOD_FRAME:
                     raise AmqpFault(501, f"{self.address!r} sent a frame of {size:,} bytes")
                 if stop > end:
