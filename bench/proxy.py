@@ -173,7 +173,8 @@ def _holding(setting: Setting, way: str, count: int) -> Iterator[None]:
             raise RuntimeError(f"{setting.name}: the client of {count} connections ended")
         yield
         client.stdin.write("\n")
-        client.stdin.close()
+        client.stdin.flush()
+        client.stdout.read()
 
 
 @contextmanager

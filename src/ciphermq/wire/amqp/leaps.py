@@ -129,11 +129,13 @@ class Shape:
             one, two, three = unpack(data, end)
             if one != first or two != second:
                 break
-            length = bodies.get(three)
-            if length is None and not (length := self._new(three)):
-                break
             before = end
-            end += length
+            try:
+                end += bodies[three]
+            except KeyError:
+                if not (length := self._new(three)):
+                    break
+                end += length
             messages += 1
         if messages and (end >= size or data[end] != END):
             end, messages = before, messages - 1  # not whole, or wrong: to be walked
