@@ -215,6 +215,17 @@ async def test_a_tls_handshake_that_is_none_ends_soon(
         assert HEADER not in await client.end()
 
 
+async def test_tls_that_is_not_set_up_is_said_in_the_log_and_ends_the_client(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Rig(ingress=TlsSettings()) as rig:
+        client = await rig.client()
+        assert await client.end() == b""
+        client.close()
+        await rig.until(lambda: rig.gate.endings == ["failed"])
+    assert "set TLS INGRESS CERT_CHAIN_FILE" in caplog.text
+
+
 async def test_the_certificate_is_chosen_by_the_name_asked_for(certificates: Certificates) -> None:
     chosen = Certificate(
         server_name="*.example.org",
