@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from ciphermq import limits
 from ciphermq.errors import ConfigError, TlsFailed
+from ciphermq.proxy.end import Kept
 from ciphermq.proxy.model import Backend, Certificate, Configuration, Listener, TlsSettings
 from ciphermq.proxy.proxyheader import SIGNATURE, Source, write
 from ciphermq.proxy.timeouts import Timeouts
@@ -114,6 +116,30 @@ async def test_tls_on_both_sides_carries_everything(certificates: Certificates) 
         assert rig.gate.endings == ["graceful"]
 
 
+@pytest.mark.parametrize("slow", ["client", "broker"])
+async def test_a_slow_reader_under_tls_costs_one_buffer(
+    certificates: Certificates, slow: str
+) -> None:
+    """OpenSSL wants what it would not take given again just as it was."""
+    async with Rig(ingress=settings(certificates)) as rig:
+        broker = await rig.broker(context=server_context(certificates))
+        client = await rig.client(client_context(certificates))
+        client.send(ALL)
+        peer: Peer = await broker.accept()
+        await peer.open()  # type: ignore[attr-defined]
+        await client_opened(rig, client, peer)
+        reads, writes = (client, peer) if slow == "client" else (peer, client)
+        reads.writer.transport.pause_reading()
+        flood = frame(3, 1, os.urandom(100_000)) * 300
+        writes.send(flood)
+        (session,) = rig.sessions.values()
+        await rig.until(lambda: session.spilled > 0)
+        assert session.spilled <= limits.PROXY_BUFFER
+        reads.writer.transport.resume_reading()
+        assert await swallow(reads, len(flood)) == hashlib.sha256(flood).hexdigest()
+        assert session.spilled == Kept.total == 0
+
+
 async def test_a_clients_certificate_is_passed_on_by_name(certificates: Certificates) -> None:
     async with Rig(ingress=settings(certificates, verify=("peer",))) as rig:
         broker = await rig.broker()
@@ -187,6 +213,17 @@ async def test_a_tls_handshake_that_is_none_ends_soon(
         client.send(said)
         await rig.until(lambda: rig.gate.endings == ["failed"])
         assert HEADER not in await client.end()
+
+
+async def test_tls_that_is_not_set_up_is_said_in_the_log_and_ends_the_client(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Rig(ingress=TlsSettings()) as rig:
+        client = await rig.client()
+        assert await client.end() == b""
+        client.close()
+        await rig.until(lambda: rig.gate.endings == ["failed"])
+    assert "set TLS INGRESS CERT_CHAIN_FILE" in caplog.text
 
 
 async def test_the_certificate_is_chosen_by_the_name_asked_for(certificates: Certificates) -> None:

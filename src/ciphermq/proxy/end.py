@@ -97,8 +97,11 @@ class End:
     def on_readable(self, callback: Callable[[], None]) -> None:
         """Call this when there is something to `receive`; replaces what was called before."""
         self._on_readable = callback
-        self._held &= ~WAITING
-        self._watch()
+        if self._held:
+            self._held &= ~WAITING
+            self._watch()
+        else:
+            self._look_into_tls()
 
     def hold(self, reason: int) -> None:
         """Read no more until each reason given is `release`d."""
@@ -114,9 +117,13 @@ class End:
 
     def _watch(self) -> None:
         if not self._held and not self.closed:
-            self._loop.add_reader(self.fd, self._on_readable)
-            if self.tls and self.sock.pending():  # type: ignore[attr-defined]
-                self._loop.call_soon(self._again)
+            self._loop.add_reader(self.fd, self._again)
+            self._look_into_tls()
+
+    def _look_into_tls(self) -> None:
+        """What OpenSSL holds already makes no socket readable."""
+        if self.tls and self.sock.pending():  # type: ignore[attr-defined]
+            self._loop.call_soon(self._again)
 
     def _again(self) -> None:
         if not self._held and not self.closed:

@@ -14,16 +14,19 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from ciphermq import limits
-from ciphermq.errors import AmqpFault, CipherMQError, ConnectionLost, NotAmqp
+from ciphermq.errors import AmqpFault, CipherMQError, ConfigError, ConnectionLost, NotAmqp
 from ciphermq.proxy.deadline import Deadline
 from ciphermq.proxy.end import PACED, STALLED, VIEW, WAITING, End
 from ciphermq.proxy.gate import Contexts, Credentials
 from ciphermq.proxy.model import Listener
 from ciphermq.proxy.proxyheader import HeaderReader, Source
 from ciphermq.proxy.timeouts import Timeouts
+from ciphermq.telemetry import get_logger
 from ciphermq.wire.amqp import closing, properties
 from ciphermq.wire.amqp.handshake import Handshake, Method, Role, State, Step
 from ciphermq.wire.amqp.properties import StartOk
+
+_log = get_logger("proxy.session")
 
 
 class Host(Protocol):
@@ -112,6 +115,9 @@ class Ingress:
                 self.certificate_name = _name_of(self._end.sock)
         except ConnectionLost:
             self._host.left(in_order=False)
+        except ConfigError as error:
+            _log.error("clients can't have TLS", port=self._listener.port, reason=str(error))
+            self._host.not_amqp("it came for TLS, which isn't set up")
         except CipherMQError as error:
             self._host.not_amqp(str(error))
         else:

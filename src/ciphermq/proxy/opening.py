@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from functools import partial
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ciphermq.errors import CipherMQError
 from ciphermq.proxy.dial import dial
@@ -17,6 +17,9 @@ from ciphermq.proxy.proxyheader import Source
 from ciphermq.proxy.timeouts import Timeouts
 from ciphermq.wire.amqp import closing, properties
 
+if TYPE_CHECKING:
+    from ciphermq.proxy.session import Session
+
 _HERE: Final = socket.gethostname()
 
 
@@ -28,9 +31,9 @@ class Found(NamedTuple):
     outcome: Opened | Declined
 
 
-async def admit(gate: Gate, opening: Opening, session: object) -> Admission:
+async def admit(gate: Gate, opening: Opening, session: Session) -> Admission:
     """What the gate says; never EXTERNAL in the client's name. Raises `Refusal`."""
-    admission = await gate.admit(opening, session)  # type: ignore[arg-type]
+    admission = await gate.admit(opening, session)
     if opening.mechanism == "EXTERNAL" and admission.mechanism in (None, "EXTERNAL"):
         # To the broker the certificate would be the proxy's own: the client would be it.
         raise Refusal(

@@ -262,15 +262,21 @@ async def test_a_missing_queue_stops_and_loses_nothing(old: Vhost, new: Vhost) -
     wait_until(lambda: old.counts() == {"here": 3})
 
 
-async def test_another_consumer_is_not_raced_with(old: Vhost, new: Vhost) -> None:
+async def test_another_consumer_is_waited_for_and_not_raced_with(old: Vhost, new: Vhost) -> None:
     declare("busy", old, new)
     await fill(old, "busy", 10)
     async with channel_to(old) as channel:
         await channel.basic_qos(prefetch_count=1)
         await channel.basic_consume("busy", lambda message: asyncio.sleep(0))
-        with pytest.raises(MoveError, match="403 ACCESS_REFUSED"):
-            await drain(old, new, Queue("busy"))
-    assert new.counts() == {"busy": 0}
+        async with links(old, new) as (frm, to):
+            work = Drain(frm, to, patience=0.2)
+            await work.prepare()
+            with pytest.raises(MoveError, match="'busy' has a consumer that does not go away"):
+                await work.run(Queue("busy"), Drained())
+        waiting = asyncio.create_task(drain(old, new, Queue("busy")))
+        await asyncio.sleep(0.2)
+    assert (await waiting).moved == 10
+    assert [int(each.body) for each in await read(new, "busy")] == list(range(10))
 
 
 async def test_ending_it_leaves_nothing_in_both_queues(old: Vhost, new: Vhost) -> None:

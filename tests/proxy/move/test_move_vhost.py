@@ -281,6 +281,7 @@ async def test_what_only_the_target_has_is_pruned_only_when_that_is_said(site: S
         green.node.api("POST", f"bindings/{where}", stale)
         text = await site.move("--to", "green", expect=REFUSED)
         assert "the target has 1 queues, 1 bindings that the source doesn't" in text
+        assert "(stale, amq.topic -> kept (old))" in text
         await site.move("--to", "green", "--prune")
         assert set(green.counts()) == {"kept"}
         assert green.node.api("GET", f"bindings/{where}") == []

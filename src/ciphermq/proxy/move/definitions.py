@@ -169,6 +169,14 @@ def _queue_arguments(thing: Json) -> Json:
     return arguments
 
 
+def spell(thing: Json) -> str:
+    """A definition, for a person."""
+    if "destination" in thing:
+        key = f" ({thing['routing_key']})" if thing["routing_key"] else ""
+        return f"{thing['source']} -> {thing['destination']}{key}"
+    return str(thing["name"])
+
+
 def named_by_server(queue: str) -> bool:
     """Whether no other broker can have a queue of this name: it is a broker's own to give."""
     return queue.startswith("amq.")

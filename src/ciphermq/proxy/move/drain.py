@@ -56,6 +56,8 @@ class Queue:
     name: str
     exclusive: bool = True
     """Whether our consumer may ask to be the only one: not where the type doesn't know that."""
+    guards: int = 0
+    """How many consumers of the move's own it has besides."""
 
 
 @dataclass(slots=True)
@@ -73,8 +75,16 @@ class Drained:
 class Drain:
     """Moves queues, one after another, from the broker at one link to the broker at the other."""
 
-    def __init__(self, source: Link, target: Link, *, impersonator: bool = False) -> None:
+    def __init__(
+        self,
+        source: Link,
+        target: Link,
+        *,
+        impersonator: bool = False,
+        patience: float = limits.MOVE_QUIET_TIMEOUT,
+    ) -> None:
         self._source = source
+        self._patience = patience
         self._target = target
         self._impersonator = impersonator
         self._published = 0
@@ -121,6 +131,7 @@ class Drain:
         ready, _ = await self._source.messages(name)
         if ready == 0 and (await self._source.messages(name))[0] == 0:
             return
+        await self._be_alone(queue)
         await self._make_exchange(name)
         consumer = await self._source.call(
             spec.Basic.Consume(queue=name, exclusive=queue.exclusive), spec.Basic.ConsumeOk
@@ -132,6 +143,17 @@ class Drain:
         await self._target.call(
             spec.Exchange.Delete(exchange=exchange_for(name)), spec.Exchange.DeleteOk
         )
+
+    async def _be_alone(self, queue: Queue) -> None:
+        """Wait for consumers whose connections have ended: their broker may not know it yet."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._patience):
+                while True:
+                    _, consumers = await self._source.messages(queue.name)
+                    if consumers <= queue.guards:
+                        return
+                    await asyncio.sleep(_SETTLE)
+        raise MoveError(f"queue {queue.name!r} has a consumer that does not go away")
 
     async def _settle(self) -> None:
         """Take no more, and acknowledge what is on its way when the target has it: then nothing

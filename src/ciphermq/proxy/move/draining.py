@@ -125,7 +125,7 @@ def _as_drained(queue: Json) -> Queue:
     waiting consumers, nobody can, and of an auto-delete queue its guard is one already."""
     single = (queue.get("arguments") or {}).get("x-single-active-consumer")
     alone = queue["type"] == "classic" and not single and not queue["auto_delete"]
-    return Queue(queue["name"], exclusive=alone)
+    return Queue(queue["name"], exclusive=alone, guards=int(queue["auto_delete"]))
 
 
 async def _verify(work: _Work) -> None:

@@ -33,6 +33,7 @@ _HEAD: Final = struct.Struct(">BHI")
 _METHOD: Final = struct.Struct(">HH")
 _TAG: Final = struct.Struct(">Q")
 _METHOD_FRAME, _HEADER_FRAME, _BODY_FRAME, _HEARTBEAT_FRAME = 1, 2, 3, 8
+_KINDS: Final = frozenset({_METHOD_FRAME, _HEADER_FRAME, _BODY_FRAME, _HEARTBEAT_FRAME})
 _OVERHEAD: Final = 8  # type, channel, size; end
 _END: Final = 0xCE
 _CHANNEL: Final = 1
@@ -212,6 +213,9 @@ class Link(asyncio.Protocol):
             async with asyncio.timeout(limits.MOVE_CONNECT_TIMEOUT):
                 if self.failure is None:
                     self.ignore()
+                    # An acknowledgement that is still under way within RabbitMQ when it handles
+                    # the Close can be lost: an answer by the channel says that it had them all.
+                    await self.call(spec.Basic.Qos(prefetch_count=1), spec.Basic.QosOk)
                     self._send(0, spec.Connection.Close(reply_code=200, reply_text="OK"))
                     await self._expect(spec.Connection.CloseOk)
         self.abort()
@@ -327,6 +331,8 @@ class Link(asyncio.Protocol):
             while end - start >= _OVERHEAD:
                 kind, channel, size = _HEAD.unpack_from(buffer, start)
                 stop = start + _OVERHEAD + size
+                if kind not in _KINDS:
+                    raise AmqpFault(501, f"{self.address!r} does not speak AMQP 0.9.1")
                 if size + _OVERHEAD > self.frame_max and kind != _METHOD_FRAME:
                     raise AmqpFault(501, f"{self.address!r} sent a frame of {size:,} bytes")
                 if stop > end:

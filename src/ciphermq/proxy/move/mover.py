@@ -85,6 +85,11 @@ class Mover:
                 f"Vhost {self.vhost!r} was not moved, and its clients go on at "
                 f"{self.record.source}: {why}"
             ) from error
+        except BaseException:
+            # A fault of our own: nobody should have to wait for its repair.
+            if self.record.step == "prepared":
+                await asyncio.shield(self._let_go())
+            raise
 
     def _advice(self, why: str) -> str:
         if self.record.step == "remapped":
@@ -106,6 +111,9 @@ class Mover:
             self._progress.step(f"Map to {self.record.target}")
             await self._proxy.remap(self.vhost, self.record.target)
             self._note("remapped")
+            await self._save()
+        else:
+            self._keep_file = await self._proxy.file_is_current()
         await self._finish("done")
         return moved
 

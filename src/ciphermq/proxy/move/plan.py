@@ -9,7 +9,7 @@ import msgspec
 
 from ciphermq.errors import MoveError
 from ciphermq.proxy.move.broker import Broker
-from ciphermq.proxy.move.definitions import Definitions, Difference, compare, is_movable
+from ciphermq.proxy.move.definitions import Definitions, Difference, compare, is_movable, spell
 from ciphermq.proxy.move.management import Json
 
 _RATE = 20_000
@@ -192,7 +192,7 @@ async def _judge_target(
     if extra and options.prune:
         plan.delete = extra
     elif extra:
-        names = [str(key) for _, kind in difference.extra.kinds() for key in kind]
+        names = [spell(each) for _, kind in difference.extra.kinds() for each in kind.values()]
         plan.problems.append(
             f"the target has {_counted(extra)} that the source doesn't ({_named(names)}): delete "
             "them, or say --prune to have them deleted"

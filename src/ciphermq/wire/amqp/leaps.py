@@ -98,7 +98,7 @@ class Shape:
     """Messages whose method and header frames have one size each, and bodies any: three frames are
     unpacked and compared as three numbers, each an end byte and the header behind it."""
 
-    __slots__ = ("_before", "_bodies", "_first", "_limit", "_second", "_unpack")
+    __slots__ = ("_before", "_first", "_limit", "_second", "_unpack")
 
     def __init__(self, method: bytes, header: bytes, limit: int) -> None:
         sizes = [int.from_bytes(head[3:7], "big") + 8 for head in (method, header)]
@@ -106,7 +106,6 @@ class Shape:
         self._before = sum(sizes)
         self._first = int.from_bytes(bytes([END]) + method, "big")
         self._second = int.from_bytes(bytes([END]) + header, "big")
-        self._bodies: dict[int, int] = {}
         self._limit = limit
 
     @classmethod
@@ -121,7 +120,8 @@ class Shape:
         """Where the last whole message from `at` on ends, and how many frames that is."""
         if not at:  # the end byte before it was in another chunk
             return at, 0
-        unpack, bodies, first, second = self._unpack, self._bodies, self._first, self._second
+        unpack, bodies, first, second = self._unpack, _BODIES, self._first, self._second
+        ahead = self._before
         end = before = at - 1
         stop = size - self._before - 8
         messages = 0
@@ -129,29 +129,37 @@ class Shape:
             one, two, three = unpack(data, end)
             if one != first or two != second:
                 break
-            length = bodies.get(three)
-            if length is None and not (length := self._new(three)):
-                break
             before = end
-            end += length
+            try:
+                end += bodies[three] + ahead
+            except KeyError:
+                if not (length := _body(three, self._limit)):
+                    break
+                end += length + ahead
             messages += 1
         if messages and (end >= size or data[end] != END):
             end, messages = before, messages - 1  # not whole, or wrong: to be walked
         return end + 1, 3 * messages
 
-    def _new(self, number: int) -> int:
-        """The length of a message with this body's header, 0 if it is none."""
-        size = number & 0xFFFF_FFFF
-        if number >> 48 != END << 8 | BODY or size > self._limit:
-            return 0
-        if len(self._bodies) >= _KNOWN_MOST:
-            self._bodies.clear()
-        self._bodies[number] = length = size + 8 + self._before
-        return length
+
+_BODIES: Final[dict[int, int]] = {}
+"""An end byte and the header of a body behind it, as a number: the length of that frame. One table
+for all sessions, as the next one, for they have one limit, and sizes repeat, if nothing else."""
+
+
+def _body(number: int, limit: int) -> int:
+    """Put a body's header into the table; its frame's length, 0 if it is none."""
+    size = number & 0xFFFF_FFFF
+    if number >> 48 != END << 8 | BODY or size > limit:
+        return 0
+    if len(_BODIES) >= _KNOWN_MOST:
+        _BODIES.clear()
+    _BODIES[number] = length = size + 8
+    return length
 
 
 _LENGTHS: Final[dict[bytes, int]] = {}
-"""An end byte and the header behind it: the length of that frame. Sizes repeat, if nothing else."""
+"""An end byte and any header behind it: the length of that frame."""
 
 
 def skip(data: Data, at: int, size: int, limit: int) -> tuple[int, int]:
