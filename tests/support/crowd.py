@@ -1,9 +1,9 @@
 """Thousands of clients in a process of their own: ``python -m support.crowd PORT HELD FAILING``.
 
-Opens HELD connections and keeps them; beside them FAILING clients come and go wrong, each in one of
-the ways there are. Says what it has done on standard output, a JSON object a line: ``held`` (how
-many are open), ``failed`` (how many of the others were let go of, as they should be). Then each line
-of standard input is an order: ``echo`` has every held connection send a frame and get it back
+Opens HELD connections and keeps them; beside them FAILING clients come and go wrong, each in one
+of the ways there are. Says what it has done on standard output, a JSON object a line: ``held`` (how
+many are open), ``failed`` (how many of the others were let go of, as they should be). Then each
+line of standard input is an order: ``echo`` has every held connection send a frame and get it back
 (``echoed``), ``drop`` ends all of them at once.
 """
 
