@@ -180,7 +180,8 @@ class Ingress:
             self._deadline.set(self._timeouts.start_ok, State.START_OK.value)
         elif method is Method.START_OK:
             self.start_ok = start_ok = properties.read_start_ok(frame.payload)
-            self.connection_name = properties.text_field(start_ok.fields, b"connection_name")
+            name = properties.text_field(start_ok.fields, b"connection_name")
+            self.connection_name = name[: limits.AMQP_NAME]
             self._say(closing.TUNE)
             self._deadline.set(self._timeouts.tune_ok, State.TUNE_OK.value)
         elif method is Method.TUNE_OK:
