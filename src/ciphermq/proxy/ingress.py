@@ -238,5 +238,9 @@ def _name_of(sock: socket.socket) -> str | None:
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
-    names = x509.load_der_x509_certificate(der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    try:
+        subject = x509.load_der_x509_certificate(der).subject
+    except ValueError:  # OpenSSL is not as strict
+        return None
+    names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[-1].value) if names else None
