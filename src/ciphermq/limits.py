@@ -507,6 +507,14 @@ AMQP_FRAME: Final = 128 * KIB
 AMQP_HANDSHAKE_FRAME: Final = AMQP_FRAME
 """A frame of the handshake; a token among the client's credentials can make StartOk long."""
 
+AMQP_FIELDS: Final = 1024
+"""Client properties in a StartOk, each of which costs far more memory than its bytes: real clients
+send about ten, and 128 KiB of the shortest would cost 5 MB before anybody has logged in."""
+
+AMQP_NAME: Final = 1024
+"""Characters of a client's `connection_name` that are kept and shown: it is in every log line and
+CONN, for as long as the session lives."""
+
 PROXY_HANDSHAKE_BYTES: Final = 2 * AMQP_FRAME
 """What a client may send before its broker's OpenOk. Clients that pipeline send less than a
 frame; what is more waits in the socket."""

@@ -116,6 +116,7 @@ def test_what_a_balancer_adds_to_version_2_is_skipped() -> None:
         (b"PROXY TCP4 1.2.3.4 5.6.7.8 1\r\n", "makes no sense"),
         (b"PROXY TCP4 1.2.3.4 ::1 1 2\r\n", "makes no sense"),
         (b"PROXY TCP4 1.2.3.4 5.6.7.8 1 65536\r\n", "makes no sense"),
+        (b"PROXY TCP6 fe80::1%anything ::1 1 2\r\n", "makes no sense"),
         (b"PROXY TCP4 1.2.3.4 5.6.7.8 1 +2\r\n", "makes no sense"),
         (b"PROXY TCP4 1.2.3.\xff 5.6.7.8 1 2\r\n", "makes no sense"),
         (b"PROXY TCP4 " + b"1" * 200, "more than 107 bytes"),

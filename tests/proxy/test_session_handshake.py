@@ -97,6 +97,24 @@ def test_any_cut_of_the_clients_handshake_gives_the_same(sizes: list[int]) -> No
     asyncio.run(run())
 
 
+async def test_no_client_speaks_in_the_proxys_name() -> None:
+    """What a broker may believe because the proxy says it is the proxy's alone."""
+    lies = ("amqpprox_client", "amqpprox_host", "amqpprox_auth", "amqpprox_certificate")
+    table = b"".join(text(name.encode(), b"a lie") for name in lies)
+    async with Rig() as rig:
+        broker = await rig.broker()
+        client = await rig.client()
+        name = text(b"connection_name", b"n" * 5000)
+        client.send(HEADER, start_ok(name + table), TUNE_OK, OPEN)
+        peer = await broker.accept()
+        got = properties.read_start_ok((await peer.open()).payload)
+        assert list(got.fields) == [b"connection_name", b"amqpprox_client", b"amqpprox_host"]
+        assert b"a lie" not in got.properties
+        assert got.properties.startswith(name)
+        (session,) = rig.sessions.values()
+        assert session.connection_name == "n" * 1024
+
+
 async def test_what_the_client_said_goes_on_as_it_was() -> None:
     """Its properties byte by byte with two more behind them; TuneOk and Open unchanged."""
     async with Rig() as rig:

@@ -7,13 +7,14 @@ import hashlib
 import os
 import socket
 import ssl
+import struct
 from pathlib import Path
 
 import pytest
 
 from ciphermq import limits
 from ciphermq.errors import ConfigError, TlsFailed
-from ciphermq.proxy.end import Kept
+from ciphermq.proxy.end import End, Kept
 from ciphermq.proxy.model import Backend, Certificate, Configuration, Listener, TlsSettings
 from ciphermq.proxy.proxyheader import SIGNATURE, Source, write
 from ciphermq.proxy.timeouts import Timeouts
@@ -213,6 +214,38 @@ async def test_a_tls_handshake_that_is_none_ends_soon(
         client.send(said)
         await rig.until(lambda: rig.gate.endings == ["failed"])
         assert HEADER not in await client.end()
+
+
+async def test_a_client_that_was_reset_before_its_tls_handshake_ends(
+    certificates: Certificates,
+) -> None:
+    async with Rig(ingress=settings(certificates), timeouts=Timeouts(ingress_tls=900)) as rig:
+        client = socket.create_connection((rig.host, rig.port))
+        client.sendall(b"not looked at any more")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        await rig.until(lambda: rig.gate.endings)
+        assert not rig.sessions
+
+
+async def test_a_connection_closed_within_its_tls_handshake_leaves_its_number_to_the_next(
+    certificates: Certificates,
+) -> None:
+    loop = asyncio.get_running_loop()
+    near, far = socket.socketpair()
+    other, another = socket.socketpair()
+    near.setblocking(False)
+    end = End(near, loop)
+    with far, other, another:
+        shaking = loop.create_task(end.start_tls(server_context(certificates)))
+        await asyncio.sleep(0)  # it waits for the client's first byte
+        shaking.cancel()
+        end.close()
+        os.dup2(other.fileno(), end.fd)  # as the next accept would do, before the task goes on
+        loop.add_reader(end.fd, lambda: None)
+        await asyncio.gather(shaking, return_exceptions=True)
+        assert loop.remove_reader(end.fd)
+        os.close(end.fd)
 
 
 async def test_tls_that_is_not_set_up_is_said_in_the_log_and_ends_the_client(

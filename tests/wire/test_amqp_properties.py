@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pamqp import commands
 from pamqp.frame import unmarshal
 
+from ciphermq import limits
 from ciphermq.errors import AmqpFault
 from ciphermq.wire.amqp import closing, properties
 from ciphermq.wire.amqp.frames import FrameReader
@@ -73,6 +74,23 @@ def test_what_is_written_is_what_pamqp_reads() -> None:
     }
     assert (made.mechanism, made.locale) == ("PLAIN", "en_US")
     assert made.response == "\0user\0a very secret password"
+
+
+def test_fields_are_left_out_by_name_and_the_others_stay_byte_by_byte() -> None:
+    table = text(b"mine", b"1") + EVERY_TYPE + text(b"mine", b"2") + CAPABLE
+    assert properties.without(table, {b"mine"}) == EVERY_TYPE + CAPABLE
+    assert properties.without(table, {b"other"}) == table
+    for name in by_name(EVERY_TYPE):
+        left = properties.without(EVERY_TYPE, {name})
+        assert by_name(left).keys() == by_name(EVERY_TYPE).keys() - {name}
+
+
+def test_so_many_properties_are_refused_that_they_cost_more_than_their_bytes() -> None:
+    most = b"".join(short(number.to_bytes(2, "big")) + b"V" for number in range(limits.AMQP_FIELDS))
+    assert len(properties.read_start_ok(payload(start_ok(most))).fields) == limits.AMQP_FIELDS
+    with pytest.raises(AmqpFault, match="more than 1024 client properties") as caught:
+        properties.read_start_ok(payload(start_ok(most + short(b"one") + b"V")))
+    assert caught.value.reply == closing.SYNTAX_ERROR
 
 
 def test_without_additions_nothing_changes() -> None:

@@ -64,6 +64,7 @@ class End:
     """A connection. Every callback is made from the loop, never from within a call to the `End`."""
 
     __slots__ = (
+        "_awaits",
         "_held",
         "_left",
         "_loop",
@@ -91,6 +92,7 @@ class End:
         self._left = bytearray()
         self._held = WAITING
         self._writing = False
+        self._awaits = False
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -223,14 +225,14 @@ class End:
 
         A name that is an address is not sent (RFC 6066 section 3), but checked.
         """
-        self.sock = sock = context.wrap_socket(
-            self.sock,
-            server_side=server_name is None,
-            server_hostname=server_name,
-            do_handshake_on_connect=False,
-        )
-        self.tls = True
         try:
+            self.sock = sock = context.wrap_socket(
+                self.sock,
+                server_side=server_name is None,
+                server_hostname=server_name,
+                do_handshake_on_connect=False,
+            )
+            self.tls = True
             while True:
                 try:
                     sock.do_handshake()
@@ -257,10 +259,13 @@ class End:
     ) -> None:
         ready: asyncio.Future[None] = self._loop.create_future()
         add(self.fd, lambda: None if ready.done() else ready.set_result(None))
+        self._awaits = True
         try:
             await ready
         finally:
-            remove(self.fd)
+            self._awaits = False
+            if not self.closed:  # else its number may be another connection's by now
+                remove(self.fd)
 
     async def readable(self) -> None:
         """Wait until there is something to read."""
@@ -283,9 +288,9 @@ class End:
         self.closed = True
         Kept.total -= len(self._left)
         self._left = bytearray()
-        if not self._held:
+        if not self._held or self._awaits:
             self._loop.remove_reader(self.fd)
-        if self._writing:
+        if self._writing or self._awaits:
             self._loop.remove_writer(self.fd)
         self._on_readable = self._on_drained = _nothing
         with contextlib.suppress(OSError, ValueError):

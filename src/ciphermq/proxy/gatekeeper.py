@@ -12,6 +12,7 @@ import errno
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -49,6 +50,8 @@ class Gatekeeper:
         self._released: dict[str, asyncio.Event] = {}
         self._admitted: Counter[str] = Counter()
         self._holders: dict[int, str] = {}
+        self._asking: dict[int, asyncio.Future[Verdict]] = {}
+        """By session: what the supervisor has not answered yet, or nobody has taken in."""
         self._authenticator: Authenticator | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self.hostnames = Hostnames()
@@ -123,7 +126,13 @@ class Gatekeeper:
         """See `gate.Gate`."""
         if session.opened and session.backend is not None:
             self._router.ended(session.backend.name)
-        self._give_place_back(session.id)
+        asking = self._asking.pop(session.id, None)
+        if asking is None:
+            self._give_place_back(session.id)
+        else:
+            # Whoever leaves before the answer may have been refused a place: giving that back
+            # would make room for one too many.
+            asking.add_done_callback(partial(self._answered_too_late, session.id))
         counts = _counts(session)
         counts.paused = counts.active = 0
         setattr(counts, how, 1)
@@ -212,17 +221,26 @@ class Gatekeeper:
         self._holders[number] = vhost
         if not self._limited(vhost):
             return
+        asking = self._asking[number] = self._supervisor.ask(MayOpen(vhost))
         try:
-            verdict: Verdict = await self._supervisor.ask(MayOpen(vhost))
+            verdict = await asyncio.shield(asking)
         except ChannelLost as error:
+            self._asking.pop(number, None)
             self._forget_place(number)
             raise Refusal(CONNECTION_FORCED, "CONNECTION_FORCED - the proxy is ending") from error
+        self._asking.pop(number, None)
         for sentence in verdict.alarms:
             _log.warning(sentence, vhost=vhost, session=number)
         if verdict.refusal:
             self._forget_place(number)
             _log.info(verdict.refusal, vhost=vhost, session=number)
             raise Refusal(RESOURCE_ERROR, f"RESOURCE_ERROR - {verdict.refusal}", "limited")
+
+    def _answered_too_late(self, number: int, asking: asyncio.Future[Verdict]) -> None:
+        if asking.cancelled() or asking.exception() or asking.result().refusal:
+            self._forget_place(number)
+        else:
+            self._give_place_back(number)
 
     def _give_place_back(self, number: int) -> None:
         vhost = self._forget_place(number)

@@ -180,7 +180,8 @@ class Ingress:
             self._deadline.set(self._timeouts.start_ok, State.START_OK.value)
         elif method is Method.START_OK:
             self.start_ok = start_ok = properties.read_start_ok(frame.payload)
-            self.connection_name = properties.text_field(start_ok.fields, b"connection_name")
+            name = properties.text_field(start_ok.fields, b"connection_name")
+            self.connection_name = name[: limits.AMQP_NAME]
             self._say(closing.TUNE)
             self._deadline.set(self._timeouts.tune_ok, State.TUNE_OK.value)
         elif method is Method.TUNE_OK:
@@ -237,5 +238,9 @@ def _name_of(sock: socket.socket) -> str | None:
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
-    names = x509.load_der_x509_certificate(der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    try:
+        subject = x509.load_der_x509_certificate(der).subject
+    except ValueError:  # OpenSSL is not as strict
+        return None
+    names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[-1].value) if names else None

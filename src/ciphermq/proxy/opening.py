@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from ciphermq.proxy.session import Session
 
 _HERE: Final = socket.gethostname()
+_OWN: Final = frozenset(
+    {b"amqpprox_client", b"amqpprox_host", b"amqpprox_auth", b"amqpprox_certificate"}
+)
+"""Client properties that brokers may take for the proxy's word: a client's own go no further."""
 
 
 class Found(NamedTuple):
@@ -95,6 +99,9 @@ def _replay(ingress: Ingress, opening: Opening, admission: Admission, end: End) 
         added["amqpprox_auth"] = admission.auth_reason
     if opening.certificate_name is not None:
         added["amqpprox_certificate"] = opening.certificate_name
+    if not _OWN.isdisjoint(start_ok.fields):
+        kept = properties.without(start_ok.properties, _OWN)
+        start_ok = start_ok._replace(properties=kept)
     if admission.mechanism is not None:
         start_ok = start_ok._replace(mechanism=admission.mechanism)
     if admission.credentials is not None:

@@ -120,6 +120,8 @@ def _read_1(line: bytes) -> Source | None:
     try:
         _, family, address, to, port, to_port = words
         version = {b"TCP4": 4, b"TCP6": 6}[family]
+        if b"%" in line:  # a zone is any text, and means something on the sender's machine only
+            raise ValueError(line)
         addresses = [ipaddress.ip_address(one.decode("ascii")) for one in (address, to)]
         if any(one.version != version for one in addresses):
             raise ValueError(version)

@@ -7,9 +7,10 @@ spliced in at the table's end, and nothing else changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final, NamedTuple
 
+from ciphermq import limits
 from ciphermq.errors import AmqpFault
 from ciphermq.wire.amqp.closing import SYNTAX_ERROR
 
@@ -57,7 +58,14 @@ def read_start_ok(payload: bytes) -> StartOk:
     locale, at = _short(payload, at)
     if at != len(payload):
         raise AmqpFault(SYNTAX_ERROR, "SYNTAX_ERROR - StartOk has bytes behind its end")
-    found = {field.name: field for field in fields(properties)}  # so it is well formed
+    found: dict[bytes, Field] = {}
+    for number, field in enumerate(fields(properties)):  # so it is well formed
+        if number >= limits.AMQP_FIELDS:
+            raise AmqpFault(
+                SYNTAX_ERROR,
+                f"SYNTAX_ERROR - more than {limits.AMQP_FIELDS} client properties",
+            )
+        found[field.name] = field
     return StartOk(properties, mechanism.decode("ascii", "replace"), response, locale, found)
 
 
@@ -98,6 +106,18 @@ def fields(table: bytes) -> Iterator[Field]:
         if at > size:
             raise _cut()
         yield Field(name, chr(kind), value)
+
+
+def without(table: bytes, names: Collection[bytes]) -> bytes:
+    """A well-formed table without the fields of these names; the others stay byte by byte."""
+    at, kept = 0, []
+    for field in fields(table):
+        length = 4 if ord(field.type) in _LONG else 0
+        end = at + 2 + len(field.name) + length + len(field.value)
+        if field.name not in names:
+            kept.append(table[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def text_field(found: Mapping[bytes, Field], name: bytes) -> str:
