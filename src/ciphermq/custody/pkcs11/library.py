@@ -65,6 +65,18 @@ _PIN: Final = (
 )
 
 
+_CONTENT: Final = (
+    exceptions.DataInvalid,
+    exceptions.DataLenRange,
+    exceptions.EncryptedDataInvalid,
+    exceptions.EncryptedDataLenRange,
+    exceptions.FunctionFailed,
+    exceptions.GeneralError,
+)
+"""What devices say to something that does not decrypt. SoftHSM says no more than that it failed,
+as of a token that is gone."""
+
+
 class Stale(Exception):
     """A session is of no use any more. Never leaves this package."""
 
@@ -137,6 +149,12 @@ def explained(what: str) -> Iterator[None]:
     except AttributeError as error:
         # How python-pkcs11 says that an object lacks what would make the call possible.
         raise TokenError(f"{what} can't do that: {error}") from error
+
+
+def may_be_the_content(error: Exception) -> bool:
+    """Whether `error`, which `explained` made, may be about what was to be decrypted, and not about
+    the device."""
+    return isinstance(error.__cause__, _CONTENT)
 
 
 def _pin_sentence(what: str, error: Exception) -> str:

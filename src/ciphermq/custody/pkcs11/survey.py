@@ -20,7 +20,7 @@ from ciphermq.custody.pkcs11.opener import TokenOpener
 from ciphermq.custody.pkcs11.owner import Owner, owner_of
 from ciphermq.custody.pkcs11.pin import Pin
 from ciphermq.custody.pkcs11.token import Token
-from ciphermq.errors import TokenAway, TokenError
+from ciphermq.errors import TokenAway, TokenError, WrapRefused
 from ciphermq.model.suites import SESSION_KEY_SIZE, Suite
 
 _OAEP: Final = padding.OAEP(padding.MGF1(hashes.SHA1()), hashes.SHA1(), None)  # noqa: S303
@@ -101,7 +101,10 @@ def _round_trip_rsa(
     how = "PKCS#1 v1.5" if pkcs1 else "OAEP"
     sealed = public.encrypt(secret, padding.PKCS1v15() if pkcs1 else _OAEP)
     yield f"encrypted {len(secret)} random bytes on the host ({how}); the device can't"
-    _compare(token.decrypt(key_id, sealed, oaep=not pkcs1), secret, token)
+    try:
+        _compare(token.decrypt(key_id, sealed, oaep=not pkcs1), secret, token)
+    except WrapRefused as error:
+        raise TokenError(f"{error}: its key {key_id.hex()} is faulty, or can't do {how}") from error
     yield "decrypted them on the device"
 
 
