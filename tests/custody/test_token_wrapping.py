@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from traceback import TracebackException
 from typing import Any, get_args
 
 import msgspec
@@ -16,6 +17,7 @@ from ciphermq.custody.pkcs11 import pin as pins
 from ciphermq.custody.pkcs11 import reference, wrapping
 from ciphermq.custody.pkcs11.opener import TokenOpener
 from ciphermq.custody.pkcs11.pin import Pin
+from ciphermq.custody.pkcs11.token import Token
 from ciphermq.errors import (
     ConfigError,
     IdentityError,
@@ -177,6 +179,19 @@ def test_a_damaged_reference_is_told(hsm: SoftHsm) -> None:
 
 
 # --- PINs ----------------------------------------------------------------------------------------
+
+
+def test_a_refused_pin_is_in_no_traceback(hsm: SoftHsm) -> None:
+    secret = "161803398"
+    token = Token(hsm.address, Pin(secret))
+    for _ in range(2):
+        with pytest.raises(PinError) as caught:
+            token.private_keys()
+        # As reporters of crashes show it, with all that the frames held.
+        shown = TracebackException.from_exception(caught.value, capture_locals=True)
+        own = [frame for frame in shown.stack if "custody/pkcs11" in frame.filename]
+        assert own
+        assert not [frame for frame in own if secret in str(frame.locals)]
 
 
 def test_a_pin_shows_nowhere() -> None:

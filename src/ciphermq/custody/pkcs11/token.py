@@ -31,7 +31,7 @@ _SECRET: Final = {Attribute.SENSITIVE: False, Attribute.EXTRACTABLE: True}
 """Of what ECDH gives: an object of the session, to be read and then destroyed."""
 _P256_BYTES: Final = 32
 
-_refused: Guarded[tuple[Address, str], str] = Guarded[tuple[Address, str], str]().kept_at_forks()
+_refused: Guarded[tuple[Address, Pin], str] = Guarded[tuple[Address, Pin], str]().kept_at_forks()
 """PINs that a token has refused in this process, or before it was forked, and what it said."""
 
 
@@ -210,7 +210,7 @@ class Token:
         pin = self._pin
         if pin is None:
             return self._open(owner)
-        known = (self.address, pin.reveal())
+        known = (self.address, pin)
         with _refused.lock() as refused:
             said = refused.get(known)
         if said is not None:
