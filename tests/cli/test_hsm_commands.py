@@ -176,6 +176,25 @@ def test_from_an_identity_on_a_token_to_its_messages(
     assert says(capsys, "receive", "--raw", "-i", "carol", "--wait", "0.3") == "one\ntwo\n"
 
 
+def test_a_terminal_shows_that_a_token_is_waited_for(
+    hsm: SoftHsm, deployment: Deployment, broker: Broker, capsys: Capture
+) -> None:
+    says(capsys, "identity", "add", "carol", "--token", hsm.label, "--no-passphrase")
+    says(capsys, "keys", "renew", "--identity", "carol")
+    Path("lines").write_text("one\n")
+    assert send("carol", "lines") == 0
+    capsys.readouterr()
+    hsm.pull_out()
+    assert run(["receive", "--raw", "--identity", "carol", "--wait", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("ciphermq: messages wait for a token: the token 'test token'")
+    assert len(err.splitlines()) == 1  # however often it was looked for
+    hsm.put_back()
+    got = says(capsys, "receive", "--raw", "--identity", "carol", "--count", "1", "--wait", "60")
+    assert got == "one\n"
+
+
 def test_a_request_from_another_machine(
     hsm: SoftHsm, deployment: Deployment, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
