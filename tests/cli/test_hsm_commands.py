@@ -12,6 +12,7 @@ from ciphermq.cli.main import run
 from ciphermq.client import layout
 from ciphermq.client.identity import Identity
 from ciphermq.client.layout import IdentitySettings
+from ciphermq.custody.pkcs11 import library
 from ciphermq.errors import CatalogError, ConfigError
 from ciphermq.settings import load_server_settings
 from cli.live import broker, deployment, receive, send
@@ -82,6 +83,22 @@ def test_the_walk_through(hsm: SoftHsm, capsys: Capture) -> None:
     assert "never" in says(capsys, "hsm", "list", "--token", "test token")
     status, found = run_json(capsys, "hsm", "roundtrip", "--id", "0a")
     assert (status, found["equal"]) == (0, True)
+
+
+def test_a_module_that_is_broken_hides_no_other(
+    hsm: SoftHsm, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = hsm.directory / "broken.so"
+    broken.write_bytes(b"no module")
+    monkeypatch.delenv("CIPHERMQ_PKCS11_MODULE")
+    monkeypatch.setattr(library, "KNOWN_MODULES", (str(broken), str(hsm.module)))
+    said = says(capsys, "hsm", "list")
+    assert f"{broken}\n  can't be used: the module {broken}" in said
+    assert hsm.label in said
+    _, found = run_json(capsys, "hsm", "list")
+    assert [bool(each["fault"]) for each in found["modules"]] == [True, False]
+    # Alone, it is what is wrong.
+    assert str(broken) in refuses(capsys, 2, "hsm", "list", "--module", broken)
 
 
 def test_what_can_not_be(hsm: SoftHsm, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

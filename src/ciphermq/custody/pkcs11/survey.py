@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -47,6 +47,8 @@ class ModuleInfo(msgspec.Struct, frozen=True):
     path: str
     description: str
     tokens: list[TokenInfo]
+    fault: str = ""
+    """Why nothing is known of it; empty: it answered."""
 
 
 def look(path: str) -> ModuleInfo:
@@ -56,6 +58,21 @@ def look(path: str) -> ModuleInfo:
         return owner_of(path).do(_look)
     except library.Stale as stale:
         raise TokenAway(f"{stale}: see whether the device is plugged in") from stale
+
+
+def look_at_all(paths: Iterable[str]) -> list[ModuleInfo]:
+    """Each of the modules `paths`; what is wrong with one hides no other. Raises what `look` does
+    when there is only that one."""
+    known = list(paths)
+    if len(known) == 1:
+        return [look(known[0])]
+    found = []
+    for path in known:
+        try:
+            found.append(look(path))
+        except (TokenAway, TokenError) as error:
+            found.append(ModuleInfo(path, "", [], fault=str(error)))
+    return found
 
 
 def uses(key: KeyInfo) -> list[str]:
