@@ -170,7 +170,9 @@ def _pin_sentence(what: str, error: Exception) -> str:
 
 def away(what: str) -> TokenAway:
     """The error for a token that isn't there."""
-    return TokenAway(f"{what} is not there: plug it in; what needs it goes on by itself then")
+    return TokenAway(
+        f"{what} is not there: plug it in; what runs and waits for it goes on by itself then"
+    )
 
 
 def spelled(error: Exception) -> str:
