@@ -12,6 +12,7 @@ from ciphermq.cli.main import run
 from ciphermq.client import layout
 from ciphermq.client.identity import Identity
 from ciphermq.client.layout import IdentitySettings
+from ciphermq.custody.pkcs11 import library
 from ciphermq.errors import CatalogError, ConfigError
 from ciphermq.settings import load_server_settings
 from cli.live import broker, deployment, receive, send
@@ -84,14 +85,31 @@ def test_the_walk_through(hsm: SoftHsm, capsys: Capture) -> None:
     assert (status, found["equal"]) == (0, True)
 
 
+def test_a_module_that_is_broken_hides_no_other(
+    hsm: SoftHsm, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = hsm.directory / "broken.so"
+    broken.write_bytes(b"no module")
+    monkeypatch.delenv("CIPHERMQ_PKCS11_MODULE")
+    monkeypatch.setattr(library, "KNOWN_MODULES", (str(broken), str(hsm.module)))
+    said = says(capsys, "hsm", "list")
+    assert f"{broken}\n  can't be used: the module {broken}" in said
+    assert hsm.label in said
+    _, found = run_json(capsys, "hsm", "list")
+    assert [bool(each["fault"]) for each in found["modules"]] == [True, False]
+    # Alone, it is what is wrong.
+    assert str(broken) in refuses(capsys, 2, "hsm", "list", "--module", broken)
+
+
 def test_what_can_not_be(hsm: SoftHsm, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIPHERMQ_PIN", "9999")
     said = refuses(capsys, 2, "hsm", "list", "--token", "test token")
     assert "refuses the PIN" in said
     assert "9999" not in said
     monkeypatch.setenv("CIPHERMQ_PIN", PIN)
+    # A token that is away may come, a PIN that was refused may not: services tell them apart.
     assert "no token 'other'" in refuses(
-        capsys, 2, "hsm", "roundtrip", "--id", "01", "--token", "other"
+        capsys, 4, "hsm", "roundtrip", "--id", "01", "--token", "other"
     )
     assert "no public key of id 77" in refuses(capsys, 2, "hsm", "roundtrip", "--id", "77").replace(
         "private", "public"
@@ -174,6 +192,25 @@ def test_from_an_identity_on_a_token_to_its_messages(
     says(capsys, "identity", "renew", "carol")
     assert send("carol", "lines") == 0
     assert says(capsys, "receive", "--raw", "-i", "carol", "--wait", "0.3") == "one\ntwo\n"
+
+
+def test_a_terminal_shows_that_a_token_is_waited_for(
+    hsm: SoftHsm, deployment: Deployment, broker: Broker, capsys: Capture
+) -> None:
+    says(capsys, "identity", "add", "carol", "--token", hsm.label, "--no-passphrase")
+    says(capsys, "keys", "renew", "--identity", "carol")
+    Path("lines").write_text("one\n")
+    assert send("carol", "lines") == 0
+    capsys.readouterr()
+    hsm.pull_out()
+    assert run(["receive", "--raw", "--identity", "carol", "--wait", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("ciphermq: messages wait for a token: the token 'test token'")
+    assert len(err.splitlines()) == 1  # however often it was looked for
+    hsm.put_back()
+    got = says(capsys, "receive", "--raw", "--identity", "carol", "--count", "1", "--wait", "60")
+    assert got == "one\n"
 
 
 def test_a_request_from_another_machine(

@@ -558,6 +558,8 @@ def test_any_identity_is_wrapped_and_unwrapped(
     loaded.ssl_context()
     wrapping.wrap_identity(path, token, wraps, phrase=None)  # ends what was stopped in the middle
     Identity.load(path)
+    with pytest.raises(UsageError, match=f"opened by the key {wraps.hex()} already"):
+        wrapping.wrap_identity(path, token, token.make_rsa("other", 2048), phrase=None)
     wrapping.unwrap_identity(path, token, phrase="another", cost=CHEAP)
     with pytest.raises(PassphraseError):
         Identity.load(path)
@@ -568,6 +570,42 @@ def test_any_identity_is_wrapped_and_unwrapped(
     assert Identity.load(path).suite is Suite.MLKEM768_X25519
     with pytest.raises(UsageError, match="not opened by a token"):
         wrapping.unwrap_identity(path, token, phrase=None)
+
+
+def test_what_was_unwrapped_asks_for_no_pin(
+    deployment: Deployment, hsm: SoftHsm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = deployment.identity("alice")
+    token = hsm.token()
+    wraps = token.make_p256("k", may=("derive",))
+    wrapping.wrap_identity(path, token, wraps, phrase=None)
+    assert IdentitySettings.read(path).token is not None
+    wrapping.unwrap_identity(path, token, phrase=None)
+    # One that receives with the token goes on doing so.
+    carol = add(deployment, "carol", TokenPlan(token=token))
+    wrapping.wrap_identity(carol, token, wraps, phrase=None)
+    wrapping.unwrap_identity(carol, token, phrase=None)
+    assert IdentitySettings.read(carol).token is not None
+    monkeypatch.delenv("CIPHERMQ_PIN")
+    assert IdentitySettings.read(path).token is None
+    Identity.load(path).ssl_context()
+
+
+def test_wrapping_that_was_stopped_leaves_nothing_in_the_clear(
+    deployment: Deployment, hsm: SoftHsm
+) -> None:
+    path = deployment.identity("alice")
+    clear = {file: file.read_bytes() for file in path.rglob("*key*") if file.is_file()}
+    token = hsm.token()
+    wrapping.wrap_identity(path, token, token.make_p256("k", may=("derive",)), phrase=None)
+    for file, data in clear.items():  # as if it had ended before these
+        if file.suffix in {".pem", ".key"}:
+            file.write_bytes(data)
+    wrapping.unwrap_identity(path, token, phrase="mine", cost=CHEAP)
+    files = [path / "key.pem", *(path / "sealing").glob("*.key")]
+    assert len(files) == 2
+    assert all(b"ENCRYPTED" in file.read_bytes() for file in files)
+    Identity.load(path, "mine").ssl_context()
 
 
 def test_a_wrapped_identity_without_its_token_is_told(

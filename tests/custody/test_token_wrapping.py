@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from traceback import TracebackException
 from typing import Any, get_args
 
 import msgspec
 import pytest
+from pkcs11 import exceptions
 
 from ciphermq.custody.armour import armour, strip_armour
 from ciphermq.custody.files import HSM_WRAPPED, REFERENCE, is_elsewhere, is_wrapped
@@ -15,6 +17,7 @@ from ciphermq.custody.pkcs11 import pin as pins
 from ciphermq.custody.pkcs11 import reference, wrapping
 from ciphermq.custody.pkcs11.opener import TokenOpener
 from ciphermq.custody.pkcs11.pin import Pin
+from ciphermq.custody.pkcs11.token import Token
 from ciphermq.errors import (
     ConfigError,
     IdentityError,
@@ -23,6 +26,7 @@ from ciphermq.errors import (
     TokenError,
     TokenKeyUnclear,
 )
+from support.faulty import put_between
 from support.softhsm import SoftHsm, make_softhsm
 
 SECRET = b"what the disk must not show"
@@ -67,9 +71,45 @@ def test_a_wrapped_secret_opens_with_its_key_alone(hsm: SoftHsm, method: str) ->
         ("wrapped", wrapped.wrapped[:-1] + bytes([wrapped.wrapped[-1] ^ 1])),
     ):
         changed = msgspec.structs.replace(wrapped, **{name: value})
-        # A token answers some of these with an error of its own.
-        with pytest.raises((IdentityError, TokenAway)):
+        # Whatever the token calls it, one sentence: neither a reason to wait for the token, nor
+        # one to tell what of it did not fit.
+        with pytest.raises(IdentityError, match=r"the file does not open with the key"):
             changed.open(token, PURPOSE, "the file")
+    assert wrapped.open(token, PURPOSE, "the file") == SECRET
+
+
+def test_the_method_can_not_be_changed(hsm: SoftHsm) -> None:
+    token = hsm.token()
+    made = token.make_rsa("k", 2048)
+    methods: list[wrapping.Method] = ["rsa-oaep", "rsa-pkcs1-v1.5"]
+    for pkcs1, other in ((False, methods[1]), (True, methods[0])):
+        text = wrapping.wrap(SECRET, token, made, purpose=PURPOSE, pkcs1=pkcs1)
+        changed = msgspec.structs.replace(wrapping.decode(text, "it"), method=other)
+        with pytest.raises(IdentityError, match="does not open with the key"):
+            changed.open(token, PURPOSE, "the file")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [exceptions.EncryptedDataInvalid(), exceptions.GeneralError(), exceptions.FunctionFailed()],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_token_that_does_not_decrypt_is_not_away(
+    hsm: SoftHsm, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    faults = put_between(monkeypatch)
+    token = hsm.token()
+    wrapped = wrapping.decode(
+        wrapping.wrap(SECRET, token, token.make_rsa("k", 2048), purpose=PURPOSE), "it"
+    )
+    faults.always("decrypt", error)
+    with pytest.raises(IdentityError, match="it was wrapped by another key, or is damaged"):
+        wrapped.open(token, PURPOSE, "the file")
+    for name in ("decrypt", "*"):
+        faults.always(name, exceptions.GeneralError())
+    with pytest.raises(TokenAway):
+        wrapped.open(token, PURPOSE, "the file")
+    faults.mend()
     assert wrapped.open(token, PURPOSE, "the file") == SECRET
 
 
@@ -139,6 +179,19 @@ def test_a_damaged_reference_is_told(hsm: SoftHsm) -> None:
 
 
 # --- PINs ----------------------------------------------------------------------------------------
+
+
+def test_a_refused_pin_is_in_no_traceback(hsm: SoftHsm) -> None:
+    secret = "161803398"
+    token = Token(hsm.address, Pin(secret))
+    for _ in range(2):
+        with pytest.raises(PinError) as caught:
+            token.private_keys()
+        # As reporters of crashes show it, with all that the frames held.
+        shown = TracebackException.from_exception(caught.value, capture_locals=True)
+        own = [frame for frame in shown.stack if "custody/pkcs11" in frame.filename]
+        assert own
+        assert not [frame for frame in own if secret in str(frame.locals)]
 
 
 def test_a_pin_shows_nowhere() -> None:

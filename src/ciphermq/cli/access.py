@@ -119,13 +119,16 @@ async def connected(
 
     A broker that is away is waited for `wait` seconds, which is said on standard error.
     """
-    client = await _connect(access, identity, wait)
-    try:
-        yield client
-    except BaseException as error:
-        await client.close(error)
-        raise
-    await client.close()
+    from ciphermq.cli import tokens
+
+    with tokens.news():
+        client = await _connect(access, identity, wait)
+        try:
+            yield client
+        except BaseException as error:
+            await client.close(error)
+            raise
+        await client.close()
 
 
 async def _connect(access: Access, identity: Identity, wait: float) -> Client:

@@ -3,9 +3,9 @@
 ====== =====================================================================================
 0      done
 1      something else: not all that was asked for came, or whoever read our output has gone
-2      usage or configuration: fix the command line, the file, the identity, plug in the token
+2      usage or configuration: fix the command line, the file, the identity
 3      the broker refused
-4      connection, TLS or protocol
+4      connection, TLS or protocol; or the hardware token is away
 5      trust: a key record, a certificate or a batch was refused
 6      stored data: journal, catalog, Inbox or Outbox
 130    interrupted by Ctrl-C
@@ -39,7 +39,8 @@ _STATUSES: Final[tuple[tuple[type[errors.CipherMQError], int], ...]] = (
     (errors.CertificateError, TRUST),
     (errors.IdentityError, USAGE),
     (errors.InboxError, STORED),
-    (errors.TokenAway, USAGE),
+    # It passes by itself, so what starts services may try again; a refused PIN, which is a 2, not.
+    (errors.TokenAway, CONNECTION),
     (errors.Refused, REFUSED),
     (errors.TransportError, CONNECTION),
     (errors.RemoteProtocolError, CONNECTION),

@@ -74,7 +74,7 @@ def list_(
     from ciphermq.custody.pkcs11 import library, survey
 
     paths = [str(module.absolute())] if module is not None else library.known()
-    found = [survey.look(path) for path in paths]
+    found = survey.look_at_all(paths)
     keys = None
     if token is not None:
         keys = tokens.open_token(module, token, pin_file).private_keys()
@@ -89,6 +89,9 @@ def list_(
     if not found:
         print("No PKCS#11 module is installed where they usually are: name one with --module.")
     for each in found:
+        if each.fault:
+            print(f"{each.path}\n  can't be used: {each.fault}")
+            continue
         print(f"{each.path}\n  {each.description}")
         rows = [(one.slot, one.label or "-", one.serial, _state(one)) for one in each.tokens]
         if rows:

@@ -25,6 +25,7 @@ from ciphermq.wire.cmq2 import frames
 from ciphermq.wire.cmq2.frames import Request
 
 _log = get_logger("client")
+_token_log = get_logger("client.token")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ class Core:
         try:
             await asyncio.to_thread(self.identity.check_token)
         except TokenAway as away:
-            _log.warning("a token is away: what needs it will wait", reason=str(away))
+            _token_log.warning("a token is away: what needs it will wait", reason=str(away))
         await self.line.start(wait)
         self._round = asyncio.get_running_loop().create_task(self._rounds())
 

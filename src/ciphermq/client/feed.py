@@ -30,6 +30,7 @@ from ciphermq.errors import (
 from ciphermq.telemetry import get_logger
 
 _log = get_logger("client")
+_token_log = get_logger("client.token")
 
 
 class Feed:
@@ -121,7 +122,7 @@ class Feed:
     # --- serving ----------------------------------------------------------------------------
 
     async def _serve(self) -> None:
-        backoff = Backoff()
+        backoff, token_is_away = Backoff(), False
         try:
             while not self._stopping:
                 session = self._core.line.current
@@ -130,13 +131,15 @@ class Feed:
                     continue
                 try:
                     await self._consume_on(session)
-                    self._served = session
+                    self._served, token_is_away = session, False
                     backoff.reset()
                 except (ConnectionLost, Unavailable):
                     await self._change(backoff.next())
                 except TokenAway as error:
                     # Its key record must be signed there before anything can come.
-                    _log.warning("receiving waits for a token", reason=str(error))
+                    if not token_is_away:
+                        _token_log.warning("receiving waits for a token", reason=str(error))
+                    token_is_away = True
                     await self._change(limits.TOKEN_POLL)
                 except WaitTimeout as error:
                     # Without an answer nobody knows whether the consumer is there: begin anew.

@@ -23,7 +23,7 @@ from ciphermq.model.body import Body
 from ciphermq.sealing.seal import ReceiverKey, seal
 from ciphermq.telemetry import get_logger
 
-_log = get_logger("client")
+_token_log = get_logger("client.token")
 
 
 class Route:
@@ -105,14 +105,16 @@ class Sealer:
         if not self._core.identity.signer.blocking:
             return self._sealed(order)
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._core.patience.send
+        deadline, said = loop.time() + self._core.patience.send, False
         while True:
             try:
                 return await asyncio.to_thread(self._sealed, order)
             except TokenAway as error:
                 if loop.time() >= deadline:
                     raise
-                _log.warning("sending waits for a token", reason=str(error))
+                if not said:
+                    _token_log.warning("sending waits for a token", reason=str(error))
+                said = True
             # Sealed anew then, under the same id: nobody has seen what was not signed.
             await asyncio.sleep(limits.TOKEN_POLL)
 

@@ -14,7 +14,7 @@ from ciphermq.client.opening import Unsealer
 from ciphermq.errors import TokenAway, WaitTimeout
 from ciphermq.telemetry import get_logger
 
-_log = get_logger("client")
+_token_log = get_logger("client.token")
 
 
 class Source:
@@ -90,12 +90,12 @@ class Source:
 
     def _token_is_away(self, error: TokenAway) -> None:
         if self._away_until is None:
-            _log.warning("messages wait for a token", queue=self._queue, reason=str(error))
+            _token_log.warning("messages wait for a token", queue=self._queue, reason=str(error))
         self._away_until = self._loop.time() + limits.TOKEN_POLL
 
     def _token_is_back(self) -> None:
         if self._away_until is not None:
-            _log.info("the token is back: messages go on", queue=self._queue)
+            _token_log.info("the token is back: messages go on", queue=self._queue)
             self._away_until = None
 
     async def wait(self, due: float | None, left: float | None, of: float | None) -> None:

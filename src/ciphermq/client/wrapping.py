@@ -38,21 +38,29 @@ def wrap_identity(
     """From now on the token opens the private files of the identity in `path`, with its key of
     that id. `phrase` opens them now, where they are encrypted.
 
-    Raises `UsageError` when the identity has another token already, or is wrapped.
+    Raises `UsageError` when the identity has another token already, or another key there opens it.
     """
-    settings = IdentitySettings.read(path)
-    if settings.token is not None and settings.token.address() != token.address:
-        raise UsageError(f"the identity {settings.name!r} uses {settings.token.address()} already")
     with disk.locked(path / layout.LOCK):
+        settings = IdentitySettings.read(path)
+        held = settings.token
+        if held is not None and held.address() != token.address:
+            raise UsageError(f"the identity {settings.name!r} uses {held.address()} already")
         secret: bytes | None
         if (path / layout.HSM_WRAPPED).exists():
+            # Stopped in the middle, the same command ends it; another key was meant otherwise.
+            known = wrapping.read(path / layout.HSM_WRAPPED)
+            if known.id != key_id:
+                raise UsageError(
+                    f"the identity {settings.name!r} is opened by the key {known.id.hex()} "
+                    "already: unwrap it first"
+                )
             secret = open_secret(path, token)
         else:
             secret = keyfile.read_password(path / layout.WRAPPED, phrase, layout.PURPOSE)
             secret = secret if secret is not None else keyfile.new_password()
             text = wrapping.wrap(secret, token, key_id, purpose=SECRET_PURPOSE, pkcs1=pkcs1)
             disk.write_file(path / layout.HSM_WRAPPED, text)
-        if settings.token is None:
+        if held is None:
             address = token.address
             section = TokenSettings(address.module, address.label, address.serial, pin_source)
             msgspec.structs.replace(settings, token=section).write(path)
@@ -61,17 +69,34 @@ def wrap_identity(
 
 
 def unwrap_identity(path: Path, token: Token, *, phrase: str | None, cost: Cost = STRONG) -> None:
-    """The reverse: from now on `phrase` opens them; None: they are in the clear."""
+    """The reverse: from now on `phrase` opens them; None: they are in the clear.
+
+    The identity forgets its token when nothing else of it is there: it starts without a PIN."""
     with disk.locked(path / layout.LOCK):
         if not (path / layout.HSM_WRAPPED).exists():
             raise UsageError(f"{path} is not opened by a token")
         secret = open_secret(path, token)
-        if phrase is None:
-            _rewrite(path, secret, None)
-        else:
+        # Also with a phrase: wrapping that was stopped in the middle left some in the clear.
+        _rewrite(path, secret, secret if phrase is not None else None)
+        if phrase is not None:
             (path / layout.WRAPPED).unlink(missing_ok=True)
             keyfile.write_password(path / layout.WRAPPED, secret, phrase, layout.PURPOSE, cost)
         (path / layout.HSM_WRAPPED).unlink()
+        settings = IdentitySettings.read(path)
+        if not _uses_token(path, settings):
+            msgspec.structs.replace(settings, token=None).write(path)
+
+
+def _uses_token(path: Path, settings: IdentitySettings) -> bool:
+    """Whether a key of the identity is on its token: the certificate's, or one to receive with."""
+    return (
+        settings.custody == layout.PKCS11
+        or settings.signs_on_token
+        or any(
+            is_elsewhere(disk.read_private(file, limit=limits.MAX_KEY_FILE))
+            for file in (path / layout.SEALING).glob(f"*{KEY_SUFFIX}")
+        )
+    )
 
 
 def _rewrite(path: Path, before: bytes | None, after: bytes | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 import pkcs11
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
+from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass, TokenFlag
 from pkcs11.exceptions import AttributeSensitive, AttributeTypeInvalid, PKCS11Error
 
 from ciphermq.custody.pkcs11 import library
@@ -91,6 +91,16 @@ class Desk:
         """Every key id in use, of whatever kind of object."""
         with self.calling("find"):
             return {_get(each, Attribute.ID, b"") for each in self._session.get_objects()}
+
+    def answers(self) -> bool:
+        """Whether the session lives, and the token is there to be asked."""
+        try:
+            with self.calling("find"):
+                list(self._session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY}))
+                # Some remember the objects of a token that is gone.
+                return TokenFlag.TOKEN_INITIALIZED in self._token.slot.get_token().flags
+        except (Stale, TokenError):
+            return False
 
     def _only(self, kind: ObjectClass, key_id: bytes) -> Any:
         with self.calling("find"):
@@ -268,7 +278,7 @@ def tokens(owner: Owner) -> list[Any]:
                 token = slot.get_token()
             except PKCS11Error:
                 continue  # pulled out since, or not for us to read
-            if pkcs11.TokenFlag.TOKEN_INITIALIZED in token.flags:
+            if TokenFlag.TOKEN_INITIALIZED in token.flags:
                 found.append(token)
     return found
 

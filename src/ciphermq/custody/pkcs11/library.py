@@ -65,6 +65,18 @@ _PIN: Final = (
 )
 
 
+_CONTENT: Final = (
+    exceptions.DataInvalid,
+    exceptions.DataLenRange,
+    exceptions.EncryptedDataInvalid,
+    exceptions.EncryptedDataLenRange,
+    exceptions.FunctionFailed,
+    exceptions.GeneralError,
+)
+"""What devices say to something that does not decrypt. SoftHSM says no more than that it failed,
+as of a token that is gone."""
+
+
 class Stale(Exception):
     """A session is of no use any more. Never leaves this package."""
 
@@ -139,6 +151,12 @@ def explained(what: str) -> Iterator[None]:
         raise TokenError(f"{what} can't do that: {error}") from error
 
 
+def may_be_the_content(error: Exception) -> bool:
+    """Whether `error`, which `explained` made, may be about what was to be decrypted, and not about
+    the device."""
+    return isinstance(error.__cause__, _CONTENT)
+
+
 def _pin_sentence(what: str, error: Exception) -> str:
     if isinstance(error, exceptions.PinLocked):
         return f"{what}: its PIN is locked; unlock it with its own tool and the SO-PIN"
@@ -152,7 +170,9 @@ def _pin_sentence(what: str, error: Exception) -> str:
 
 def away(what: str) -> TokenAway:
     """The error for a token that isn't there."""
-    return TokenAway(f"{what} is not there: plug it in; what needs it goes on by itself then")
+    return TokenAway(
+        f"{what} is not there: plug it in; what runs and waits for it goes on by itself then"
+    )
 
 
 def spelled(error: Exception) -> str:

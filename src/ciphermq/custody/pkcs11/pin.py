@@ -35,6 +35,13 @@ class Pin:
         """The PIN itself: for the module alone."""
         return self._value
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pin) and self._value == other._value
+
+    def __hash__(self) -> int:
+        # So that what remembers refused PINs has no bare text, which a traceback would show.
+        return hash(self._value)
+
     def __repr__(self) -> str:
         return "<a PIN>"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -20,7 +20,7 @@ from ciphermq.custody.pkcs11.opener import TokenOpener
 from ciphermq.custody.pkcs11.owner import Owner, owner_of
 from ciphermq.custody.pkcs11.pin import Pin
 from ciphermq.custody.pkcs11.token import Token
-from ciphermq.errors import TokenAway, TokenError
+from ciphermq.errors import TokenAway, TokenError, WrapRefused
 from ciphermq.model.suites import SESSION_KEY_SIZE, Suite
 
 _OAEP: Final = padding.OAEP(padding.MGF1(hashes.SHA1()), hashes.SHA1(), None)  # noqa: S303
@@ -47,6 +47,8 @@ class ModuleInfo(msgspec.Struct, frozen=True):
     path: str
     description: str
     tokens: list[TokenInfo]
+    fault: str = ""
+    """Why nothing is known of it; empty: it answered."""
 
 
 def look(path: str) -> ModuleInfo:
@@ -56,6 +58,21 @@ def look(path: str) -> ModuleInfo:
         return owner_of(path).do(_look)
     except library.Stale as stale:
         raise TokenAway(f"{stale}: see whether the device is plugged in") from stale
+
+
+def look_at_all(paths: Iterable[str]) -> list[ModuleInfo]:
+    """Each of the modules `paths`; what is wrong with one hides no other. Raises what `look` does
+    when there is only that one."""
+    known = list(paths)
+    if len(known) == 1:
+        return [look(known[0])]
+    found = []
+    for path in known:
+        try:
+            found.append(look(path))
+        except (TokenAway, TokenError) as error:
+            found.append(ModuleInfo(path, "", [], fault=str(error)))
+    return found
 
 
 def uses(key: KeyInfo) -> list[str]:
@@ -101,7 +118,10 @@ def _round_trip_rsa(
     how = "PKCS#1 v1.5" if pkcs1 else "OAEP"
     sealed = public.encrypt(secret, padding.PKCS1v15() if pkcs1 else _OAEP)
     yield f"encrypted {len(secret)} random bytes on the host ({how}); the device can't"
-    _compare(token.decrypt(key_id, sealed, oaep=not pkcs1), secret, token)
+    try:
+        _compare(token.decrypt(key_id, sealed, oaep=not pkcs1), secret, token)
+    except WrapRefused as error:
+        raise TokenError(f"{error}: its key {key_id.hex()} is faulty, or can't do {how}") from error
     yield "decrypted them on the device"
 
 

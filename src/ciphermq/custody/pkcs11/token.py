@@ -23,7 +23,7 @@ from ciphermq.custody.pkcs11.desk import Desk, KeyInfo, PublicKey, open_desk
 from ciphermq.custody.pkcs11.library import Stale
 from ciphermq.custody.pkcs11.owner import Owner, owner_of
 from ciphermq.custody.pkcs11.pin import Pin
-from ciphermq.errors import PinError, TokenError, UsageError
+from ciphermq.errors import PinError, TokenError, UsageError, WrapRefused
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ _SECRET: Final = {Attribute.SENSITIVE: False, Attribute.EXTRACTABLE: True}
 """Of what ECDH gives: an object of the session, to be read and then destroyed."""
 _P256_BYTES: Final = 32
 
-_refused: Guarded[tuple[Address, str], str] = Guarded[tuple[Address, str], str]().kept_at_forks()
+_refused: Guarded[tuple[Address, Pin], str] = Guarded[tuple[Address, Pin], str]().kept_at_forks()
 """PINs that a token has refused in this process, or before it was forked, and what it said."""
 
 
@@ -100,16 +100,22 @@ class Token:
 
     def decrypt(self, key_id: bytes, ciphertext: bytes, *, oaep: bool) -> bytes:
         """What the RSA key makes of `ciphertext`: OAEP with SHA-1, which every device has, or
-        PKCS#1 v1.5."""
+        PKCS#1 v1.5. `WrapRefused` when it makes nothing of it, whatever the device calls that."""
         mechanism = Mechanism.RSA_PKCS_OAEP if oaep else Mechanism.RSA_PKCS
         parameters = (Mechanism.SHA_1, MGF.SHA1, None) if oaep else None
 
         def open_it(desk: Desk) -> bytes:
             key = desk.private(key_id)
-            with desk.calling("decrypt"):
-                plaintext: bytes = key.decrypt(
-                    ciphertext, mechanism=mechanism, mechanism_param=parameters
-                )
+            try:
+                with desk.calling("decrypt"):
+                    plaintext: bytes = key.decrypt(
+                        ciphertext, mechanism=mechanism, mechanism_param=parameters
+                    )
+            except (Stale, TokenError) as error:
+                lost = isinstance(error, Stale) and not desk.answers()
+                if library.may_be_the_content(error) and not lost:
+                    raise WrapRefused(f"{self.address} does not decrypt it: {error}") from error
+                raise
             return plaintext
 
         return self._do(open_it)
@@ -204,7 +210,7 @@ class Token:
         pin = self._pin
         if pin is None:
             return self._open(owner)
-        known = (self.address, pin.reveal())
+        known = (self.address, pin)
         with _refused.lock() as refused:
             said = refused.get(known)
         if said is not None:
