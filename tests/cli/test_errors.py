@@ -57,7 +57,7 @@ def test_every_error_of_ours_has_a_status() -> None:
         return [cls] + [found for sub in cls.__subclasses__() for found in walk(sub)]
 
     for cls in walk(errors.CipherMQError):
-        assert 1 <= exit_status(cls("x")) <= 6
+        assert 1 <= exit_status(cls.__new__(cls)) <= 6
 
 
 def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
