@@ -38,7 +38,7 @@ from ciphermq.errors import (
 )
 from ciphermq.model.suites import Suite
 from ciphermq.pki import keyfile, names
-from ciphermq.pki.authority import load_companion, load_request
+from ciphermq.pki.authority import key_digest, load_companion, load_request, request_key
 from ciphermq.wire.cmq2 import frames
 from support.broker import Broker
 from support.deployment import Deployment, now_ms
@@ -462,6 +462,33 @@ def test_nobody_puts_a_key_of_his_own_beside_a_genuine_request(
     with pytest.raises(CertificateError, match="one request or two"):
         load_companion(thief * 3)
     assert load_companion(thief) is None
+
+
+def test_nobody_gets_a_second_certificate_of_anothers_name(
+    tmp_path: Path, deployment: Deployment, hsm: SoftHsm
+) -> None:
+    """Neither by a pair of requests of his own, nor by one that he wrote another digest into."""
+    authority = deployment.authority
+    own, tls = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    pair = enrol.companion.request("bob", own, tls)
+    companion = load_companion(pair)
+    assert companion is not None
+    with pytest.raises(AuthorityError, match="has no certificate for the key of this request"):
+        authority.sign_companion(load_request(pair), companion, now_ms=now_ms())
+    path = requested(tmp_path, TokenPlan(token=hsm.token(), signing=True))
+    genuine = load_request((path / "request.pem").read_bytes())
+    authority.sign_request(genuine, now_ms=now_ms())
+    kept = load_companion((path / "request.pem").read_bytes())
+    thief = load_companion(enrol.companion.request("carol", own, tls))
+    assert kept is not None
+    assert thief is not None
+    before, after = (key_digest(request_key(each)).encode() for each in (kept, thief))
+    der = genuine.public_bytes(Encoding.DER)
+    assert der.count(before) == 1
+    with pytest.raises(CertificateError, match="not signed by the key it names"):
+        authority.sign_companion(load_request(der.replace(before, after)), thief, now_ms=now_ms())
+    assert authority.newest("carol", only_connects=True) is None
+    assert authority.sign_companion(genuine, kept, now_ms=now_ms())
 
 
 def test_each_kind_of_certificate_has_its_own_last_key(
