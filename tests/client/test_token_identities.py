@@ -213,6 +213,40 @@ async def test_messages_wait_for_a_token_and_go_on(
         assert again.payload == b"and on"
 
 
+async def test_who_waits_for_a_token_does_not_spin(
+    deployment: Deployment,
+    broker: Broker,
+    join: Join,
+    hsm: SoftHsm,
+    faults: Faults,
+    alice: Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """When what waited went with its connection, there is nothing to look at again and again."""
+    monkeypatch.setattr(limits, "TOKEN_POLL", 0.02)
+    add(deployment, "carol", TokenPlan(token=hsm.token()))
+    carol = await join("carol")
+    await carol.register_key()
+    faults.always("*", exceptions.DeviceRemoved())
+    await alice.sender("carol").send(b"while it is away")
+    async with carol.receiver() as messages:
+        waiting = asyncio.create_task(messages.next())
+        source = messages._source
+        while source._away_until is None:
+            await asyncio.sleep(0.005)
+        kept = list(source._feed._buffer)
+        source._feed._buffer.clear()
+        while source._away_until is not None:
+            assert not waiting.done()
+            await asyncio.sleep(0.005)
+        faults.mend()
+        source._feed.put_back(kept)
+        source._feed.arrived.set()
+        message = await waiting
+        assert message is not None
+        message.ack()
+
+
 async def test_a_token_is_really_pulled_out_and_put_back(
     deployment: Deployment,
     broker: Broker,
@@ -231,7 +265,7 @@ async def test_a_token_is_really_pulled_out_and_put_back(
             hsm.pull_out()
             await alice.sender("carol").send(b"%d" % number)
             waiting = asyncio.create_task(messages.next())
-            while messages._source._away_until is None:
+            while not messages._source._missed:
                 assert not waiting.done()
                 await asyncio.sleep(0.01)
             hsm.put_back()

@@ -48,6 +48,8 @@ class Unsealer:
         )
         self.refused = 0
         """Messages sent to the dead letters because their batch could not be believed."""
+        self.token_answers = 0
+        """How often a token has opened a session key."""
 
     async def open(self, delivery: BrokerDelivery, queue: str) -> Arrival | None:
         """The messages of a delivery; None when the batch was at fault and has been refused.
@@ -150,6 +152,7 @@ class Unsealer:
             return judged.open(judged.unwrap(identity.keyring, session_keys))
         # A token takes its time, and the event loop has none.
         key = await asyncio.to_thread(judged.unwrap, identity.keyring, session_keys)
+        self.token_answers += 1
         asyncio.get_running_loop().call_later(limits.TOKEN_SESSION_KEY_LIFETIME, session_keys.prune)
         return judged.open(key)
 
