@@ -97,6 +97,9 @@ def test_a_module_that_is_broken_hides_no_other(
     assert hsm.label in said
     _, found = run_json(capsys, "hsm", "list")
     assert [bool(each["fault"]) for each in found["modules"]] == [True, False]
+    # Nor need one say which it is, where only one shows the token.
+    says(capsys, "hsm", "make-key", "--id", "0a", "--token", hsm.label)
+    assert "say --module" in refuses(capsys, 2, "hsm", "make-key", "--token", "other")
     # Alone, it is what is wrong.
     assert str(broken) in refuses(capsys, 2, "hsm", "list", "--module", broken)
 

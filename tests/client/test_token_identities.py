@@ -38,7 +38,7 @@ from ciphermq.errors import (
 )
 from ciphermq.model.suites import Suite
 from ciphermq.pki import keyfile, names
-from ciphermq.pki.authority import load_companion, load_request
+from ciphermq.pki.authority import key_digest, load_companion, load_request, request_key
 from ciphermq.wire.cmq2 import frames
 from support.broker import Broker
 from support.deployment import Deployment, now_ms
@@ -213,6 +213,40 @@ async def test_messages_wait_for_a_token_and_go_on(
         assert again.payload == b"and on"
 
 
+async def test_who_waits_for_a_token_does_not_spin(
+    deployment: Deployment,
+    broker: Broker,
+    join: Join,
+    hsm: SoftHsm,
+    faults: Faults,
+    alice: Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """When what waited went with its connection, there is nothing to look at again and again."""
+    monkeypatch.setattr(limits, "TOKEN_POLL", 0.02)
+    add(deployment, "carol", TokenPlan(token=hsm.token()))
+    carol = await join("carol")
+    await carol.register_key()
+    faults.always("*", exceptions.DeviceRemoved())
+    await alice.sender("carol").send(b"while it is away")
+    async with carol.receiver() as messages:
+        waiting = asyncio.create_task(messages.next())
+        source = messages._source
+        while source._away_until is None:
+            await asyncio.sleep(0.005)
+        kept = list(source._feed._buffer)
+        source._feed._buffer.clear()
+        while source._away_until is not None:
+            assert not waiting.done()
+            await asyncio.sleep(0.005)
+        faults.mend()
+        source._feed.put_back(kept)
+        source._feed.arrived.set()
+        message = await waiting
+        assert message is not None
+        message.ack()
+
+
 async def test_a_token_is_really_pulled_out_and_put_back(
     deployment: Deployment,
     broker: Broker,
@@ -231,7 +265,7 @@ async def test_a_token_is_really_pulled_out_and_put_back(
             hsm.pull_out()
             await alice.sender("carol").send(b"%d" % number)
             waiting = asyncio.create_task(messages.next())
-            while messages._source._away_until is None:
+            while not messages._source._missed:
                 assert not waiting.done()
                 await asyncio.sleep(0.01)
             hsm.put_back()
@@ -462,6 +496,33 @@ def test_nobody_puts_a_key_of_his_own_beside_a_genuine_request(
     with pytest.raises(CertificateError, match="one request or two"):
         load_companion(thief * 3)
     assert load_companion(thief) is None
+
+
+def test_nobody_gets_a_second_certificate_of_anothers_name(
+    tmp_path: Path, deployment: Deployment, hsm: SoftHsm
+) -> None:
+    """Neither by a pair of requests of his own, nor by one that he wrote another digest into."""
+    authority = deployment.authority
+    own, tls = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    pair = enrol.companion.request("bob", own, tls)
+    companion = load_companion(pair)
+    assert companion is not None
+    with pytest.raises(AuthorityError, match="has no certificate for the key of this request"):
+        authority.sign_companion(load_request(pair), companion, now_ms=now_ms())
+    path = requested(tmp_path, TokenPlan(token=hsm.token(), signing=True))
+    genuine = load_request((path / "request.pem").read_bytes())
+    authority.sign_request(genuine, now_ms=now_ms())
+    kept = load_companion((path / "request.pem").read_bytes())
+    thief = load_companion(enrol.companion.request("carol", own, tls))
+    assert kept is not None
+    assert thief is not None
+    before, after = (key_digest(request_key(each)).encode() for each in (kept, thief))
+    der = genuine.public_bytes(Encoding.DER)
+    assert der.count(before) == 1
+    with pytest.raises(CertificateError, match="not signed by the key it names"):
+        authority.sign_companion(load_request(der.replace(before, after)), thief, now_ms=now_ms())
+    assert authority.newest("carol", only_connects=True) is None
+    assert authority.sign_companion(genuine, kept, now_ms=now_ms())
 
 
 def test_each_kind_of_certificate_has_its_own_last_key(

@@ -237,12 +237,13 @@ def test_a_batch_is_judged_before_any_private_key_is_asked(
     sealed = seal_for(alice, bob)
     judged = judge(sealed, receiver=bob.name, verifier=verifier, now_ms=NOW_MS)
     remembered = SessionKeys()
-    assert not judged.blocks(bob.keyring, remembered)
+    assert not judged.blocks(bob.keyring)
+    assert judged.known(remembered) is None
     with pytest.raises(KeyMissing):
         judged.blocks(Keyring())
     key = judged.unwrap(bob.keyring, remembered)
     assert judged.unwrap(Keyring(), remembered) == key
-    assert not judged.blocks(Keyring(), remembered)
+    assert judged.known(remembered) is not None
     assert judged.open(key).header.sender == alice.name
     with pytest.raises(CommitmentMismatch):
         judged.open(bytes(32))

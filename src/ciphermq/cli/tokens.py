@@ -34,7 +34,7 @@ ModuleOption = Annotated[
     typer.Option(
         "--module",
         envvar="CIPHERMQ_PKCS11_MODULE",
-        help="The PKCS#11 module, a shared object.  [default: the only one found]",
+        help="The PKCS#11 module, a shared object.  [default: the only one that shows the token]",
         show_default=False,
     ),
 ]
@@ -157,7 +157,7 @@ def find_address(module: Path | None, token: str | None) -> Address:
     from ciphermq.custody.pkcs11.address import Address
     from ciphermq.errors import TokenAway, UsageError
 
-    path = find_module(module)
+    path = _module_with(token) if module is None else find_module(module)
     there = [each for each in survey.look(path).tokens if each.initialised]
     fits = [each for each in there if token in {None, each.label, each.serial}]
     if token is None and len(fits) > 1:
@@ -177,6 +177,22 @@ def find_address(module: Path | None, token: str | None) -> Address:
         # Not by its serial number too, so that a spare of the same label can take its place.
         return Address(path, label=found.label)
     return Address(path, serial=found.serial)
+
+
+def _module_with(token: str | None) -> str:
+    """The one of the machine's modules that shows the token; `UsageError` when it can't be told."""
+    from ciphermq.custody.pkcs11 import library, survey
+
+    found = library.known()
+    if len(found) > 1:
+        found = [
+            each.path
+            for each in survey.look_at_all(found)
+            if any(
+                one.initialised and token in {None, one.label, one.serial} for one in each.tokens
+            )
+        ]
+    return found[0] if len(found) == 1 else find_module(None)
 
 
 def open_token(module: Path | None, token: str | None, pin_file: Path | None) -> Token:

@@ -40,7 +40,9 @@ class Source:
         self._renewed = self._loop.time()
         self._started = False
         self._away_until: float | None = None
-        """When to look for the hardware token again that was away; None: it is not."""
+        """When to look again for the token that something waits for; None: nothing does."""
+        self._missed = False
+        """Whether it was said that a token is away, and not yet that it is back."""
 
     @property
     def refused(self) -> int:
@@ -73,11 +75,17 @@ class Source:
         arrivals: list[Arrival] = []
         if self._away_until is not None and self._loop.time() < self._away_until:
             return arrivals
+        # Also when what waited for the token is gone, with its connection: nobody waits for a time
+        # that is over.
+        self._away_until = None
         try:
             while len(arrivals) < most and (delivery := self._feed.take()) is not None:
                 taken.append(delivery)
+                answers = self._unsealer.token_answers
                 arrival = await self._unsealer.open(delivery, self._queue)
-                self._token_is_back()
+                if self._missed and self._unsealer.token_answers > answers:
+                    self._missed = False
+                    _token_log.info("the token is back: messages go on", queue=self._queue)
                 if arrival is not None:
                     arrivals.append(arrival)
         except TokenAway as away:
@@ -89,14 +97,10 @@ class Source:
         return arrivals
 
     def _token_is_away(self, error: TokenAway) -> None:
-        if self._away_until is None:
+        if not self._missed:
+            self._missed = True
             _token_log.warning("messages wait for a token", queue=self._queue, reason=str(error))
         self._away_until = self._loop.time() + limits.TOKEN_POLL
-
-    def _token_is_back(self) -> None:
-        if self._away_until is not None:
-            _token_log.info("the token is back: messages go on", queue=self._queue)
-            self._away_until = None
 
     async def wait(self, due: float | None, left: float | None, of: float | None) -> None:
         """Until something has come since `take`, for `due` seconds at most.

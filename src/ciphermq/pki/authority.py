@@ -278,9 +278,16 @@ class Authority(AuthorityDirectory):
     ) -> x509.Certificate:
         """The certificate for TLS alone that goes with that of `request`.
 
-        Raises `CertificateError` when `request` does not name the key of `companion`.
+        Raises `CertificateError` when `request` does not name the key of `companion`, and
+        `AuthorityError` when it is not of the key that the name was certified for.
         """
         name, key = check_companion(request, companion)
+        first = self.newest(name)
+        if first is None or first.certificate.public_key() != request_key(request):
+            raise AuthorityError(
+                f"{name!r} has no certificate for the key of this request: a second one, for TLS "
+                "alone, goes with that"
+            )
         return self.issue_client(
             name, key, now_ms=now_ms, lifetime=lifetime, replace=replace, only_connects=True
         )
@@ -336,6 +343,8 @@ def check_companion(
     Raises `CertificateError`. Without this, who carries the file could put a key of his own beside
     a genuine request, and connect as its maker.
     """
+    # Who only passes the request on could have put another digest into it.
+    request_key(request)
     name, key = names.request_name(request), request_key(companion)
     if names.request_name(companion) != name or companion_named(request) != key_digest(key):
         raise CertificateError(

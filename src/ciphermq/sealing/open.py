@@ -100,10 +100,13 @@ class Judged:
         self._ref = envelope.header.receivers[verified.index]
         self._name = verified.bound + self._ref.key_id
 
-    def blocks(self, keyring: Keyring, session_keys: SessionKeys | None = None) -> bool:
-        """Whether `unwrap` would wait for a device; raises `KeyMissing`."""
-        if session_keys is not None and session_keys.get(self._name) is not None:
-            return False
+    def known(self, session_keys: SessionKeys) -> bytes | None:
+        """The session key, where it was opened lately."""
+        return session_keys.get(self._name)
+
+    def blocks(self, keyring: Keyring) -> bool:
+        """Whether `unwrap` waits for a device when the session key is not known; raises
+        `KeyMissing`."""
         return keyring.find(self._ref.key_id).blocking
 
     def unwrap(self, keyring: Keyring, session_keys: SessionKeys | None = None) -> bytes:

@@ -21,8 +21,8 @@ class TokenSigner:
     blocking: Final = True
 
     def __init__(self, token: Token, object_id: bytes, chain: tuple[bytes, ...]) -> None:
-        """The token is not called: `check` does that. Raises `CertificateError` for a certificate
-        whose key can't sign here."""
+        """The token is not called: it may be away now. Raises `CertificateError` for what is no
+        certificate, `TokenError` for one whose key can't sign here."""
         if not chain:
             raise CertificateError("a signer needs its certificate")
         try:
