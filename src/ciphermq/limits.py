@@ -510,6 +510,9 @@ PROXY_OPEN_FILES: Final = 1 << 20
 PROXY_SOURCES: Final = 10_000
 """Client machines with statistics of their own, a worker: some 500 bytes each."""
 
+PROXY_VHOSTS: Final = 10_000
+"""Virtual hosts with statistics of their own, a worker. Sessions of others are in the sums only."""
+
 PROXY_STATISTICS_PERIOD: Final = 1.0
 """Statistics are of one second, as amqpprox's are."""
 
