@@ -519,6 +519,13 @@ PROXY_HANDSHAKE_BYTES: Final = 2 * AMQP_FRAME
 """What a client may send before its broker's OpenOk. Clients that pipeline send less than a
 frame; what is more waits in the socket."""
 
+PROXY_BEGUN: Final = 64 * MIB
+"""What all clients of a worker may have sent, together, before they were open. Beyond it a client
+that sends more than `PROXY_SMALL_BEGINNING` is refused: nobody has logged in yet."""
+
+PROXY_SMALL_BEGINNING: Final = 16 * KIB
+"""A client's handshake for which there is always room: real ones take half a KiB."""
+
 PROXY_BUFFER: Final = 256 * KIB
 """Read at a time, by whichever session has something; a worker has one such buffer."""
 
@@ -611,6 +618,9 @@ PROXY_OPEN_FILES: Final = 1 << 20
 
 PROXY_SOURCES: Final = 10_000
 """Client machines with statistics of their own, a worker: some 500 bytes each."""
+
+PROXY_VHOSTS: Final = 10_000
+"""Virtual hosts with statistics of their own, a worker. Sessions of others are in the sums only."""
 
 PROXY_STATISTICS_PERIOD: Final = 1.0
 """Statistics are of one second, as amqpprox's are."""

@@ -22,7 +22,7 @@ WORKER = 0
 
 
 class Supervisor:
-    """The real limits; while `answering` is clear, questions wait."""
+    """The real limits; while `answering` is clear, answers are on their way."""
 
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
@@ -35,8 +35,9 @@ class Supervisor:
         match message:
             case MayOpen():
                 self.asked += 1
+                verdict = self.limits.admit(self.configuration, message.vhost, WORKER, 0.0)
                 await self.answering.wait()
-                return self.limits.admit(self.configuration, message.vhost, WORKER, 0.0)
+                return verdict
             case Closed():
                 self.limits.release(message.vhost, WORKER)
                 self.released += 1

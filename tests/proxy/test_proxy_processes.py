@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from proxy_running import alive, children, command, connected_to_both, route, said, until
 
-from ciphermq.errors import HandoverFailed
-from ciphermq.proxy.handover import Succession
+from ciphermq.errors import HandoverFailed, ProxyError
+from ciphermq.proxy.handover import Succession, place
+from ciphermq.proxy.ipc import Channel
+from ciphermq.proxy.messages import Taken, TakeOver
 from support.amqp import Broker, Closed, connect
 from support.proxy import Proxy
 
@@ -248,6 +250,33 @@ async def test_a_successor_that_fails_changes_nothing() -> None:
             await until(lambda: "the successor has failed" in proxy.output)
             assert await client.echoed()
             assert await (await connect(port)).echoed()
+
+
+async def test_a_successor_that_is_refused_or_never_asks_changes_nothing() -> None:
+    with Proxy() as proxy:
+
+        async def ask(question: object) -> None:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            sock.setblocking(False)
+            sock.connect(str(place(proxy.socket)))
+            channel = Channel(sock, TakeOver | Taken, silent)
+            with pytest.raises(ProxyError):
+                await channel.ask(question)
+            channel.close()
+
+        async def silent(_: object, __: list[int]) -> None:
+            return None
+
+        for number, question in enumerate([TakeOver(version=0), Taken(), Taken()]):
+            await ask(question)
+            await until(
+                lambda times=number + 1: proxy.output.count("successor has failed") == times  # type: ignore[misc]
+            )
+            assert await said(proxy.socket, f"DATACENTER SET number-{number}") == ""
+        assert "RuntimeError" not in proxy.output
+        succession = await Succession.begin(proxy.socket)
+        assert succession.estate.configuration.datacenter == "number-2"
+        succession.abandon()
 
 
 async def test_a_second_successor_at_a_time_is_turned_away() -> None:

@@ -86,6 +86,18 @@ def test_sources_are_only_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tally.overall.graceful == 9
 
 
+def test_vhosts_are_only_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a default farm, a client may name any."""
+    monkeypatch.setattr(limits, "PROXY_VHOSTS", 3)
+    tally = Tally()
+    for number in range(9):
+        tally.count(Counts(graceful=1), Lines(f"vhost{number}", "", "", ""))
+    tally.count(Counts(graceful=1), Lines("vhost0", "", "", ""))
+    assert set(tally.vhosts) == {"vhost0", "vhost1", "vhost2"}
+    assert tally.vhosts["vhost0"].graceful == 2
+    assert tally.overall.graceful == 10
+
+
 def test_json_is_amqpproxs_to_the_byte() -> None:
     it = snapshot()
     assert shown("overall", "json", it) == "{" + ZEROS + "}\n"

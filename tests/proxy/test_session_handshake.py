@@ -11,8 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ciphermq import limits
 from ciphermq.errors import ConnectFailed, ConnectionLost, HostUnknown, WaitTimeout
 from ciphermq.proxy.gate import Admission, Credentials, Refusal
+from ciphermq.proxy.ingress import Begun
 from ciphermq.proxy.model import Backend
 from ciphermq.proxy.timeouts import Timeouts
 from ciphermq.wire.amqp import closing, properties
@@ -113,6 +115,34 @@ async def test_no_client_speaks_in_the_proxys_name() -> None:
         assert got.properties.startswith(name)
         (session,) = rig.sessions.values()
         assert session.connection_name == "n" * 1024
+
+
+async def test_long_handshakes_have_only_so_much_room_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "PROXY_BEGUN", 50_000)
+    unfinished = HEADER + start_ok(text(b"long", bytes(60_000)))[:30_000]
+    async with Rig() as rig:
+        broker = await rig.broker()
+        first = await rig.client()
+        first.send(unfinished)
+        await rig.until(lambda: Begun.total == len(unfinished))
+        second = await rig.client()
+        second.send(unfinished)
+        answer = await second.frame()
+        if answer.method == (10, 10):
+            answer = await second.frame()
+        assert answer.method == (10, 50)
+        assert properties.read_close(answer.payload)[0] == 506
+        second.close()
+        client = await rig.client()  # an ordinary one is let in nevertheless
+        client.send(HEADER, START_OK, TUNE_OK, OPEN)
+        await (await broker.accept()).open()
+        for number in (10, 30, 41):
+            await client.method(number)
+        first.close()
+        await rig.until(lambda: len(rig.sessions) == 1)
+        assert Begun.total == 0
 
 
 async def test_what_the_client_said_goes_on_as_it_was() -> None:

@@ -81,7 +81,8 @@ def _say(path: str, line: bytes, *, old: bool) -> int:
         try:
             proxy.connect(path)
         except (OSError, ValueError) as error:
-            sys.stderr.write(f"No proxy answers at {path}: {error}\n")
+            reason = getattr(error, "strerror", None) or error
+            sys.stderr.write(f"No proxy answers at {path}: {reason}\n")
             return UNREACHABLE
         with contextlib.suppress(OSError):  # it may have said why it listens no longer
             proxy.sendall(line, socket.MSG_NOSIGNAL)

@@ -50,10 +50,11 @@ class Testator(Protocol):
         """Change nothing from now on, and say what there is. `ProxyError` when it can't be."""
 
     def keep(self) -> None:
-        """The successor has failed: go on."""
+        """The successor has failed, maybe before it was given anything: go on."""
 
     async def let_go(self) -> None:
-        """The successor serves: stop accepting and being steered; then drain, and end."""
+        """The successor serves: stop accepting and being steered; then drain, and end.
+        `ProxyError` when nothing was bequeathed."""
 
 
 class Handover:

@@ -11,7 +11,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 from ciphermq import limits
 from ciphermq.errors import AmqpFault, CipherMQError, ConfigError, ConnectionLost, NotAmqp
@@ -27,6 +27,17 @@ from ciphermq.wire.amqp.handshake import Handshake, Method, Role, State, Step
 from ciphermq.wire.amqp.properties import StartOk
 
 _log = get_logger("proxy.session")
+
+
+_NO_ROOM: Final = (
+    "RESOURCE_ERROR - too many clients with long handshakes at a time: send less, or later"
+)
+
+
+class Begun:
+    """Bytes that clients which are not open yet have sent, of all of a worker's together."""
+
+    total = 0
 
 
 class Host(Protocol):
@@ -69,6 +80,7 @@ class Ingress:
         self.connection_name = ""
         self.bytes = self.packets = self.frames = self.sent = self.said = 0
         """Received; and sent: bytes, and methods."""
+        self._counted = 0
         self._end = end
         self._listener = listener
         self._contexts = contexts
@@ -92,6 +104,7 @@ class Ingress:
         if self._task is not None:
             self._task.cancel()
         self._end.hold(WAITING)
+        self._no_longer_begins()
 
     @property
     def may_close(self) -> bool:
@@ -99,7 +112,8 @@ class Ingress:
         return self._handshake.state is not State.HEADER
 
     def rest(self) -> bytes:
-        """What the client has sent behind its Open."""
+        """What the client has sent behind its Open, once it is open."""
+        self._no_longer_begins()
         return self._handshake.rest()
 
     # --- before AMQP --------------------------------------------------------------------------
@@ -155,6 +169,8 @@ class Ingress:
             return
         self.bytes += size
         self.packets += 1
+        self._counted += size
+        Begun.total += size
         handshake = self._handshake
         handshake.receive(VIEW[:size])
         try:
@@ -164,8 +180,14 @@ class Ingress:
             self._host.not_amqp(str(fault))
         except AmqpFault as fault:
             self._host.wrong(fault)
-        if handshake.waiting > limits.PROXY_HANDSHAKE_BYTES:
+        if Begun.total > limits.PROXY_BEGUN and self._counted > limits.PROXY_SMALL_BEGINNING:
+            self._host.wrong(AmqpFault(closing.RESOURCE_ERROR, _NO_ROOM))
+        elif handshake.waiting > limits.PROXY_HANDSHAKE_BYTES:
             self._end.hold(WAITING)  # until the broker's OpenOk; `Pump.start` reads on
+
+    def _no_longer_begins(self) -> None:
+        Begun.total -= self._counted
+        self._counted = 0
 
     def _steps(self) -> Iterator[Step]:
         while (step := self._handshake.next_step()) is not None:

@@ -123,14 +123,17 @@ class Tally(msgspec.Struct):
     def count(self, counts: Counts, lines: Lines) -> None:
         """Add counts to every line they belong to.
 
-        Sources are names that strangers bring along, so there are only so many of them.
+        Sources are names that strangers bring along, and so are virtual hosts where there is a
+        default farm: there are only so many of either.
         """
         self.overall.add(counts)
-        source = lines.source
+        source, vhost = lines.source, lines.vhost
         if source not in self.sources and len(self.sources) >= limits.PROXY_SOURCES:
             source = OTHERS
+        if vhost not in self.vhosts and len(self.vhosts) >= limits.PROXY_VHOSTS:
+            vhost = ""
         for line, key in (
-            (self.vhosts, lines.vhost),
+            (self.vhosts, vhost),
             (self.named, lines.name),
             (self.backends, lines.backend),
             (self.sources, source),

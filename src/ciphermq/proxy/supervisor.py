@@ -89,6 +89,8 @@ class Supervisor:
         self._configuration = Configuration()
         self._first_id = 1
         self._changing = asyncio.Lock()
+        self._bequeathed = False
+        """Whether `_changing` is held for a successor."""
         self._ending = asyncio.Event()
         self._succeeded = False
         self._owns_control = False
@@ -351,9 +353,10 @@ class Supervisor:
         await self._changing.acquire()
         try:
             reports = await self._crew.ask_all(lambda _: AskReport())
-        except ProxyError:
+        except BaseException:
             self._changing.release()
             raise
+        self._bequeathed = True
         listeners, descriptors = self._sockets.all()
         estate = Estate(
             configuration=self._configuration,
@@ -364,10 +367,14 @@ class Supervisor:
 
     def keep(self) -> None:
         """See `handover.Testator`."""
-        self._changing.release()
+        if self._bequeathed:
+            self._bequeathed = False
+            self._changing.release()
 
     async def let_go(self) -> None:
         """See `handover.Testator`."""
+        if not self._bequeathed:
+            raise ProxyError("Nothing was handed over yet.")
         self._succeeded = True
         self._owns_control = False
         self._ending.set()

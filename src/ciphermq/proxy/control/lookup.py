@@ -28,7 +28,8 @@ async def address_of(host: str, patience: float = limits.PROXY_RESOLVE_TIMEOUT) 
             f"Nobody said within {patience:.0f} s which address '{host}' has."
         ) from None
     except (OSError, UnicodeError) as error:
-        raise ProxyError(f"'{host}' has no address: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ProxyError(f"'{host}' has no address: {reason}") from None
     return str(found[0][4][0])
 
 

@@ -28,6 +28,8 @@ from ciphermq.proxy.move.progress import Progress
 from ciphermq.proxy.move.record import Record, Shelf, Step
 
 _POLL = 0.05
+_SLOW = 6.0
+"""Seconds after which a wait is explained: a broker's list of connections may be 5 s old."""
 
 
 class Mover:
@@ -230,12 +232,19 @@ class Mover:
     async def _until_quiet(self) -> None:
         """Wait until the source knows that its clients are gone: only then have all unacknowledged
         messages come back to their queues, in their places."""
-        deadline = time.monotonic() + limits.MOVE_QUIET_TIMEOUT
+        began = time.monotonic()
+        deadline, told = began + limits.MOVE_QUIET_TIMEOUT, False
         while clients := await self._source.clients(self.vhost):
+            names = ", ".join(each["name"] for each in clients[:3])
+            if not told and time.monotonic() > began + _SLOW:
+                told = True
+                self._progress.step(
+                    f"Wait for {len(clients):,} clients that {self._source} still has, and that "
+                    f"this proxy does not: {names}"
+                )
             if self._options.close_others or time.monotonic() > deadline:
                 for each in clients:
                     await self._source.api.close_connection(each["name"])
             if time.monotonic() > deadline + limits.MOVE_QUIET_TIMEOUT:
-                names = ", ".join(each["name"] for each in clients[:3])
                 raise MoveError(f"{self._source} still has clients in this vhost: {names}")
             await asyncio.sleep(_POLL)
