@@ -89,9 +89,10 @@ aes_key = "{base64.b64encode(bytes(range(32))).decode()}"
         return self.start("receiver", "receiver", "-c", str(path), *words)
 
     def received(self, generation: str) -> list[dict[str, Any]]:
-        """What the receiver's file holds."""
+        """The whole lines of the receiver's file; the last one may be under way."""
         path = self.directory / generation / "receiver" / "data" / "received_messages.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def file(self, generation: str, program: str, changes: dict[str, Any] | None = None) -> Path:
         """The path of a configuration, with the keys where it expects them."""

@@ -294,8 +294,10 @@ class Link(asyncio.Protocol):
         self._write(pamqp.frame.marshal(method, channel))
 
     def _write(self, data: bytes) -> None:
-        if self._transport is not None and self.failure is None:
-            self._transport.write(data)
+        # Lost by an earlier write, a transport is closing before it says so.
+        if self._transport is None or self.failure is not None or self._transport.is_closing():
+            return
+        self._transport.write(data)
 
     async def _expect(self, *answers: type[Method]) -> Method:
         if self.failure is not None:
