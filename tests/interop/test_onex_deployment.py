@@ -86,7 +86,9 @@ def start(deployment: Path) -> Iterator[Start]:
 
 
 def lines(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The whole ones: the last may be under way."""
+    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in whole]
 
 
 def test_it_starts_as_it_is_and_again(deployment: Path, start: Start) -> None:
