@@ -19,7 +19,7 @@ from proxy_running import command, connected_to_both, route, said, until
 from ciphermq.cli.processes import free_port
 from ciphermq.proxy.auth import decode_request, encode_answer
 from ciphermq.proxy.statistics import MEMBERS
-from support.amqp import Broker, Closed, connect
+from support.amqp import Broker, Closed, body, connect
 from support.certificates import Certificates
 from support.proxy import Proxy
 
@@ -242,6 +242,20 @@ async def test_a_rate_is_counted_over_all_workers() -> None:
             await command(proxy, "LIMIT", "CONN_RATE_ALARM", "DEFAULT", "0")
             await connect(port)
             await until(lambda: "AMQPPROX_CONNECTION_LIMIT" in proxy.output)
+
+
+async def test_a_data_rate_holds_for_sessions_that_are_open_already() -> None:
+    async with Broker() as broker:
+        with Proxy(workers=2) as proxy:
+            port = route(proxy, broker)
+            client = await connect(port)
+            sent = body(b"z" * 5000)
+            await command(proxy, "LIMIT", "DATA_RATE", "VHOST", "/", "1")
+            client.writer.write(sent)
+            (session,) = proxy.json("CONN")
+            assert session["inBytes"] < 5000  # all of it would take an hour
+            await command(proxy, "LIMIT", "DISABLE", "DATA_RATE", "VHOST", "/")
+            assert await client.reader.readexactly(len(sent)) == sent
 
 
 # --- statistics ----------------------------------------------------------------------------------

@@ -184,8 +184,9 @@ class Authenticator:
             auth_reason=answer.reason or None,
         )
 
-    async def close(self) -> None:
-        """End its connections."""
+    async def close(self, after: float) -> None:
+        """End its connections, after so many seconds."""
+        await asyncio.sleep(after)
         if self._client is not None:
             await self._client.aclose()
 

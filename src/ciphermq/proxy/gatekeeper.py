@@ -149,11 +149,6 @@ class Gatekeeper:
         """See `gate.Gate`."""
         _log.warning("Data Rate Alarm", vhost=session.vhost, session=session.id, rate=int(rate))
 
-    async def close(self) -> None:
-        """End what it has begun elsewhere."""
-        if self._authenticator is not None:
-            await self._authenticator.close()
-
     # --- counting ---
 
     def count(self, sessions: Iterable[Session]) -> Tally:
@@ -266,7 +261,8 @@ class Gatekeeper:
         old, service = self._authenticator, self._configuration.auth
         self._authenticator = Authenticator(service) if service is not None else None
         if old is not None:
-            task = asyncio.get_running_loop().create_task(old.close())
+            # Whom it is just asked about shall have its answer.
+            task = asyncio.get_running_loop().create_task(old.close(limits.PROXY_AUTH_TIMEOUT))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 

@@ -90,6 +90,8 @@ class Pump:
         """No more bytes a second than this from now on."""
         self.pace = pace
         self._most = pace.most if pace else limits.PROXY_BUFFER
+        # What the former one held back need not wait for as long as that one would have.
+        self.source.release(PACED)
 
     def cut(self, last: bytes, then: Callable[[], None]) -> None:
         """Between two frames, send `last` and nothing more to the sink; `then` is called when

@@ -236,6 +236,13 @@ class Session:
         if self._road is not None:
             self._road.release()
 
+    def set_rates(self, data_rate: int | None, data_rate_alarm: int | None) -> None:
+        """See `Admission`: the same, while it is open; None takes a rate away."""
+        if self._road is not None:
+            now, up = self._loop.time(), self._road.up
+            up.set_pace(Pace(data_rate, now) if data_rate else None)
+            up.meter = Meter(data_rate_alarm, now) if data_rate_alarm else None
+
     def disconnect_graceful(self, reply: int = closing.OK, text: str = "OK") -> None:
         """Send the client Close between two frames, wait for its answer, then close the broker."""
         self._paused = False
@@ -371,11 +378,7 @@ class Session:
             self._end,
             lambda rate: self._gate.alarm(self, rate),
         )
-        now = self._loop.time()
-        if admission.data_rate:
-            road.up.set_pace(Pace(admission.data_rate, now))
-        if admission.data_rate_alarm:
-            road.up.meter = Meter(admission.data_rate_alarm, now)
+        self.set_rates(admission.data_rate, admission.data_rate_alarm)
         self._gate.opened(self)
         if self._paused:
             road.hold()

@@ -136,6 +136,17 @@ class Worker:
                 if session.vhost in resumed and not session.waits:
                     session.disconnect_graceful()
         self._gate.update(configuration)
+        if configuration.limits != before.limits:
+            self._set_rates(before)
+
+    def _set_rates(self, before: Configuration) -> None:
+        """Rates hold for sessions that are open already, too."""
+        now = self._configuration
+        for session in self._sessions.values():
+            vhost = session.vhost
+            rates = now.limit("data_rate", vhost), now.limit("data_rate_alarm", vhost)
+            if rates != (before.limit("data_rate", vhost), before.limit("data_rate_alarm", vhost)):
+                session.set_rates(*rates)
 
     def _set_levels(self) -> None:
         console, file = self._configuration.console_level, self._configuration.file_level
