@@ -417,10 +417,13 @@ def test_a_busy_session_is_replaced_and_nothing_is_lost(echo, dealer) -> None:
     end = echo()
     alice = dealer(end.address, times=Times(tls_records=60))
     sent = [[b"%d" % number, bytes(50_000)] for number in range(300)]
-    for parts in sent:
-        alice.send_multipart(parts)
-    assert [alice.recv_multipart(timeout=SOON)[1:] for _ in sent] == sent
-    assert alice.sessions > 2
+    rounds = 0
+    while alice.sessions <= 2:  # on a fast machine much goes before the next session is there
+        for parts in sent:
+            alice.send_multipart(parts)
+        assert [alice.recv_multipart(timeout=SOON)[1:] for _ in sent] == sent
+        rounds += 1
+        assert rounds < 20
 
 
 def test_a_server_begins_again(echo, dealer, certificates: Certificates) -> None:
