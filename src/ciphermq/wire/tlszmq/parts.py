@@ -81,7 +81,7 @@ def replaces(token: bytes) -> bytes:
 
 
 class Rooms:
-    """Memory that all sessions of a socket share, so that large messages don't each ask for it anew:
+    """Memory that all sessions of a socket share, so that large messages don't each ask for more:
     the kernel clears what it gives, which costs as much as to decrypt into it."""
 
     __slots__ = ("_spare", "scratch")
@@ -116,8 +116,9 @@ class PartsReader:
         self._block = bytearray()
         self._size = 0
         self._have = 0
-        self.replaced: list[bytes] = []
-        """Tokens that REPLACES has named."""
+        self.replaced: bytes | None = None
+        """The token that REPLACES has named, until somebody takes it from here."""
+        self._has_replaced = False
 
     @property
     def mid_block(self) -> bool:

@@ -39,7 +39,7 @@ from ciphermq.wire.tlszmq.header import (
     spell_envelope,
 )
 from ciphermq.wire.tlszmq.parts import ALPN, Parts, Rooms
-from ciphermq.wire.tlszmq.session import Session, reset_message
+from ciphermq.wire.tlszmq.session import Session, check_context, reset_message
 from ciphermq.wire.tlszmq.speaker import Speaker, Waiting
 
 _HANDSHAKE_RECORD = 0x16
@@ -115,7 +115,9 @@ class RouterMachine:
     ) -> None:
         """`identify` makes a client id of a certificate (DER), or raises; `bare` lets clients of
         the bare protocol in; `on_end` is told of every session that ends and is not replaced: whose
-        it was, and why (None: in order)."""
+        it was, and why (None: in order). It must return at once, raise nothing, and leave the
+        router alone, which is at work. `UsageError` when `context` is not a server's."""
+        check_context(context)
         self.inbox: deque[tuple[Peer, Parts]] = deque()
         """Messages that have come."""
         self.dropped = 0
