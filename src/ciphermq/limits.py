@@ -269,6 +269,9 @@ MAX_PARTS: Final = 4096
 MAX_ZMQ_MESSAGE: Final = 64 * MIB
 """All parts of one message: it is in memory on both sides, whole."""
 
+ZMQ_SPARE: Final = 4 * MIB
+"""Memory for a large message that a socket keeps for the next one."""
+
 MAX_ZMQ_WAITING: Final = 8 * MIB
 """Bytes that wait in a socket for the window to open; above it `send` waits, as ZeroMQ's does at
 its high-water mark."""

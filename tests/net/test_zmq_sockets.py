@@ -417,10 +417,13 @@ def test_a_busy_session_is_replaced_and_nothing_is_lost(echo, dealer) -> None:
     end = echo()
     alice = dealer(end.address, times=Times(tls_records=60))
     sent = [[b"%d" % number, bytes(50_000)] for number in range(300)]
-    for parts in sent:
-        alice.send_multipart(parts)
-    assert [alice.recv_multipart(timeout=SOON)[1:] for _ in sent] == sent
-    assert alice.sessions > 2
+    rounds = 0
+    while alice.sessions <= 2:  # on a fast machine much goes before the next session is there
+        for parts in sent:
+            alice.send_multipart(parts)
+        assert [alice.recv_multipart(timeout=SOON)[1:] for _ in sent] == sent
+        rounds += 1
+        assert rounds < 20
 
 
 def test_a_server_begins_again(echo, dealer, certificates: Certificates) -> None:
@@ -727,6 +730,32 @@ async def test_the_same_on_an_event_loop(certificates, context: str | None) -> N
 async def _send_all(dealer: looped.TlsDealer, sent: list[list[bytes]]) -> None:
     for parts in sent:
         await dealer.send_multipart(parts)
+
+
+def test_a_context_for_the_other_end(certificates: Certificates) -> None:
+    with pytest.raises(UsageError, match="give it a client_context"):
+        TlsDealer(server(certificates), server_name="localhost")
+    with pytest.raises(UsageError, match="and a server_name"):
+        TlsDealer(client(certificates), server_name="")
+    with pytest.raises(UsageError, match="give it a server_context"):
+        TlsRouter(client(certificates))
+
+
+def test_a_server_that_was_away_hears_what_came_meanwhile(
+    certificates: Certificates, dealer
+) -> None:
+    with TlsRouter(server(certificates), times=Times(idle=0.6)) as router:
+        port = router.socket.bind_to_random_port("tcp://127.0.0.1")
+        alice = dealer(f"tcp://127.0.0.1:{port}", times=Times(idle=1000.0))
+        alice.send(b"before")
+        assert router.recv(timeout=SOON)[1] == b"before"
+        alice.flush()
+        time.sleep(1.0)  # the application is at something else for longer than a session may idle
+        alice.send(b"meanwhile")
+        alice.flush()
+        assert router.socket.poll(int(SOON * 1000))
+        assert router.recv(timeout=SOON)[1] == b"meanwhile"
+        assert alice.sessions == router.sessions == 1
 
 
 async def test_errors_reach_who_waits(certificates: Certificates, tmp_path: Path) -> None:

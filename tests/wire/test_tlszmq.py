@@ -25,8 +25,8 @@ from ciphermq.errors import (
 from ciphermq.pki.names import client_id_of
 from ciphermq.wire.tlszmq import parts as codec
 from ciphermq.wire.tlszmq.dealer import DealerMachine, Times
-from ciphermq.wire.tlszmq.header import BARE, HEAD_SIZE, Head, Kind, parse, spell_envelope
-from ciphermq.wire.tlszmq.parts import ALPN, PartsReader
+from ciphermq.wire.tlszmq.header import BARE, HEAD_SIZE, Buffer, Head, Kind, parse, spell_envelope
+from ciphermq.wire.tlszmq.parts import ALPN, PartsReader, Rooms
 from ciphermq.wire.tlszmq.router import Peer, RouterMachine
 from ciphermq.wire.tlszmq.speaker import Waiting
 from support.certificates import Certificates
@@ -104,7 +104,9 @@ def test_parts_come_out_as_they_went_in(sent: list[list[bytes]], cut: int, room:
         waiting.put(parts)
     data = b"".join(waiting.pieces()) if sent else b""
     assert not waiting.messages
-    reader = PartsReader(memoryview(bytearray(room)), limits.MAX_ZMQ_MESSAGE)
+    rooms = Rooms()
+    rooms.scratch = memoryview(bytearray(room))
+    reader = PartsReader(rooms, limits.MAX_ZMQ_MESSAGE)
     found = []
     at = 0
     while at < len(data):
@@ -118,7 +120,7 @@ def test_parts_come_out_as_they_went_in(sent: list[list[bytes]], cut: int, room:
 
 
 def feed(data: bytes) -> list[list[bytes]]:
-    reader = PartsReader(memoryview(bytearray(4096)), 4000)
+    reader = PartsReader(Rooms(), 4000)
     reader.room()[: len(data)] = data
     return reader.filled(len(data))
 
@@ -431,3 +433,68 @@ def test_a_req_is_owed_one_answer_and_no_more(certificates: Certificates) -> Non
     net.dealer.receive([bytes(each) for each in frames[1:]], net.now)
     assert list(net.dealer.inbox) == [[b"answer"]]
     assert list(net.router.outgoing()) == []
+
+
+# --- a client that is let in, and means harm ----------------------------------------------------
+
+
+def hostile(net: Network, *blocks: Buffer) -> None:
+    """What alice's own session carries, whatever her program makes of it."""
+    session = net.dealer._current.session  # type: ignore[union-attr]
+    for block in blocks:
+        session.write(block)
+    message = session.message()
+    assert message is not None
+    net.router.receive([b"id", *map(bytes, message)], net.now)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        codec.small([[]]),
+        codec.small([[b""] * (limits.MAX_PARTS + 1)]),
+        b"\0\0\0\6\1\xdd\0\1\0\1\x90",
+        b"\0\0\0\2\2\0\0",
+        codec.replaces(b"r" * 16) * 2,
+    ],
+    ids=["no part", "many parts", "many messages", "large without parts", "replaces twice"],
+)
+def test_no_program_is_shown_what_is_no_message(certificates: Certificates, block: Buffer) -> None:
+    net = Network(certificates)
+    net.dealer.send([b"first"])
+    net.settle()
+    assert net.received() == [[b"first"]]
+    hostile(net, block)
+    assert net.received() == []
+    assert "broke the protocol" in str(net.ends[0][1])
+
+
+def test_more_messages_wait_than_a_block_may_have(certificates: Certificates) -> None:
+    net = Network(certificates)
+    for number in range(codec.SMALL_MOST + 3):
+        net.dealer.send([b"%d" % number])
+    found = []
+    for _ in range(8):
+        net.settle()
+        found += net.received()
+    assert found == [[b"%d" % number] for number in range(codec.SMALL_MOST + 3)]
+
+
+def test_who_was_replaced_late_can_be_sent_nothing(certificates: Certificates) -> None:
+    net = Network(certificates)
+    net.dealer.send([b"first"])
+    net.settle()
+    token = net.dealer._current.session.token  # type: ignore[union-attr]
+    first = net.router.inbox.popleft()[0]
+    net.dealer._current = None
+    net.dealer.send([b"second"])
+    net.settle()
+    second = net.router.inbox.popleft()[0]
+    hostile(net, codec.replaces(token))
+    assert first.alive
+    assert not second.alive
+    with pytest.raises(ConnectionLost, match="can't be sent anything"):
+        net.router.send(second, [b"x"])
+    net.router.send(first, [b"y"])
+    net.settle()
+    assert list(net.dealer.inbox) == [[b"y"]]

@@ -7,6 +7,7 @@ so that a client's connections count together.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -50,6 +51,8 @@ class Reception:
         self.max_connections = max_connections
         self.handshaking = 0
         """Connections that are in their handshake, on all roads."""
+        self._displaced = 0
+        self._displaced_told = 0.0
         self._sessions = sessions
         self._check = check
         self._most_per_client = max_connections_per_client
@@ -78,6 +81,15 @@ class Reception:
         self.counters.add("tls_failed")
         self.counters.add("refused")
         _log.error("TLS handshake failed", peer=peer, reason=str(error))
+
+    def displaced(self, peer: str) -> None:
+        """A handshake had to make way for a newer one. There may be thousands in a second, so that
+        one line a second says so."""
+        self.counters.add("refused")
+        self._displaced += 1
+        if (now := time.monotonic()) - self._displaced_told >= 1:
+            _log.warning("handshakes make way for newer ones", peer=peer, number=self._displaced)
+            self._displaced, self._displaced_told = 0, now
 
     def refused(self, peer: str, reason: str) -> None:
         """Somebody was not let in."""

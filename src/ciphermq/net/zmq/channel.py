@@ -222,10 +222,11 @@ class ZmqChannel(Conduit):
             self._finish()
 
     def _say(self) -> bool:
-        message = self.session.message()
-        if message is None:
+        # One message may be stuck and no more: whoever asks for answers and takes none would
+        # otherwise have them pile up. What there is to say stays in the session meanwhile.
+        if self._stuck or (message := self.session.message()) is None:
             return False
-        if self._stuck or not self._try(message):
+        if not self._try(message):
             self._stuck.append(message)
         return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any, Final
 
@@ -20,6 +21,9 @@ _COPIED: Final = 256
 # As plain numbers: to join two of pyzmq's flags costs as much as to send a frame.
 NOBLOCK: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+
+_CATCH_UP: Final = 64
+"""Times `limits.ZMQ_TAKE` messages: a flood can't keep a socket from looking at its clocks."""
 
 AGAIN: Final = frozenset({zmq.EAGAIN, zmq.EFSM})
 """Not now: nothing has come, nothing fits, or it is not this REQ's turn."""
@@ -71,7 +75,21 @@ def write(sock: zmq.Socket[bytes], frames: list[Buffer]) -> None:
         sock.send(frame, flags, copy=True)
 
 
-class DealerEnd:
+class _End(ABC):
+    """What both ends do the same way."""
+
+    @abstractmethod
+    def take_in(self, most: int = limits.ZMQ_TAKE) -> int:
+        """Take in what has come, up to `most` messages; how many there were."""
+
+    def catch_up(self) -> None:
+        """Take in what has come, before clocks are looked at."""
+        for _ in range(_CATCH_UP):
+            if self.take_in() < limits.ZMQ_TAKE:
+                return
+
+
+class DealerEnd(_End):
     """A DEALER or REQ socket."""
 
     def __init__(self, sock: zmq.Socket[bytes], machine: DealerMachine) -> None:
@@ -85,9 +103,12 @@ class DealerEnd:
         return self.machine.error is None and (bool(self._stuck) or self.machine.pending)
 
     def take_in(self, most: int = limits.ZMQ_TAKE) -> int:
-        """Take in what has come, up to `most` messages; how many there were."""
+        """Take in what has come, up to `most` messages, as long as the application has not too
+        many to receive already; how many there were."""
         machine, prefix, now = self.machine, self._prefix, time.monotonic()
         for count in range(most):
+            if len(machine.inbox) >= limits.ZMQ_INBOX:
+                return count
             try:
                 frames = read(self.sock, NOBLOCK)
             except zmq.ZMQError as error:
@@ -142,7 +163,7 @@ class DealerEnd:
         return True
 
 
-class RouterEnd:
+class RouterEnd(_End):
     """A ROUTER socket."""
 
     def __init__(self, sock: zmq.Socket[bytes], machine: RouterMachine) -> None:
@@ -154,9 +175,12 @@ class RouterEnd:
         return self.machine.pending
 
     def take_in(self, most: int = limits.ZMQ_TAKE) -> int:
-        """Take in what has come, up to `most` messages; how many there were."""
+        """Take in what has come, up to `most` messages, as long as the application has not too
+        many to receive already; how many there were."""
         machine, now = self.machine, time.monotonic()
         for count in range(most):
+            if len(machine.inbox) >= limits.ZMQ_INBOX:
+                return count
             try:
                 frames = read(self.sock, NOBLOCK)
             except zmq.Again:

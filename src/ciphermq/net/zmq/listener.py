@@ -9,7 +9,7 @@ from functools import partial
 import zmq
 
 from ciphermq import limits
-from ciphermq.errors import ConfigError, RemoteProtocolError
+from ciphermq.errors import CipherMQError, ConfigError, RemoteProtocolError
 from ciphermq.net import address
 from ciphermq.net.address import HostPort
 from ciphermq.net.conduit import Buffers, Conduit
@@ -122,14 +122,19 @@ class ZmqListener:
             return None
         if len(self._handshakes) >= limits.MAX_HANDSHAKES:
             # A flood of new identities must not shut out who comes after it.
-            next(iter(self._handshakes.values())).abort()
+            # It is forgotten here and now: its end comes a turn of the loop later, and many more
+            # identities may come before that.
+            oldest, first = next(iter(self._handshakes.items()))
+            self._forget(oldest, first)
+            first.abort()
+            self._reception.displaced(first.peer)
         self._reception.counters.add("accepted")
         channel = ZmqChannel(
             TlsPump(self._context),
             token,
             self._send_hard,
             partial(self._secured, key),
-            partial(self._reception.failed, peer),
+            partial(self._failed, key),
             role=Role.SERVER,
             peer=peer,
             before=(*envelope, DELIMITER),
@@ -145,12 +150,17 @@ class ZmqListener:
         self._shaken(key)
         self._reception.welcome(channel)
 
+    def _failed(self, key: _Key, error: CipherMQError) -> None:
+        channel = self._channels.get(key)
+        if channel is not None:  # else it had to make way, which was said
+            self._reception.failed(channel.peer, error)
+
     def _shaken(self, key: _Key) -> None:
         if self._handshakes.pop(key, None) is not None:
             self._reception.handshaking -= 1
 
     def _forget(self, key: _Key, channel: ZmqChannel) -> None:
-        if self._channels.get(key) is channel:
+        if self._channels.get(key) is channel:  # else it was forgotten already
             del self._channels[key]
             self._shaken(key)
 

@@ -137,6 +137,8 @@ class _Plain:
         now = time.monotonic()
         if now - self._ticked >= limits.ZMQ_TICK:
             self._ticked = now
+            # While the application did something else, nobody looked: what came counts as heard.
+            self._end.catch_up()
             self._end.tick()
             self._push()
         wait = limits.ZMQ_TICK
@@ -315,7 +317,8 @@ class TlsRouter(_Plain):
     ) -> None:
         """`tls`: see `server_context`. ``bare=True`` lets clients of the published example in too:
         REQ sockets that send TLS bytes behind an empty frame, and nothing else. `on_end` is called
-        with the `Peer`, if it was known yet, and the error, or None when it ended in order."""
+        with the `Peer`, if it was known yet, and the error, or None when it ended in order;
+        it must return at once, raise nothing, and leave the router alone."""
         self._machine = RouterMachine(
             tls,
             identify=client_id_of,

@@ -27,8 +27,8 @@ from ciphermq.errors import (
 from ciphermq.wire.cmq2.table import Role
 from ciphermq.wire.tls import TlsPump
 from ciphermq.wire.tlszmq.header import DELIMITER, Buffer, Kind, parse
-from ciphermq.wire.tlszmq.parts import ALPN, Parts
-from ciphermq.wire.tlszmq.session import Session
+from ciphermq.wire.tlszmq.parts import ALPN, Parts, Rooms
+from ciphermq.wire.tlszmq.session import Session, check_context
 from ciphermq.wire.tlszmq.speaker import Speaker, Waiting
 
 
@@ -57,7 +57,9 @@ class DealerMachine:
         where: str = "the other end",
         times: Times | None = None,
     ) -> None:
-        """`kind`: DATA for a DEALER, REQUEST or BARE for a REQ."""
+        """`kind`: DATA for a DEALER, REQUEST or BARE for a REQ. `UsageError` when `context` is not
+        a client's, or `server_name` no name."""
+        check_context(context, server_name)
         self.inbox: deque[Parts] = deque()
         """Messages that have come."""
         self.waiting = Waiting()
@@ -83,7 +85,7 @@ class DealerMachine:
         self.error: CipherMQError | None = None
         """What ended a session, until `raise_error`."""
         self._last_words: list[list[Buffer]] = []
-        self._scratch = memoryview(bytearray(limits.NETWORK_BUFFER))
+        self._rooms = Rooms()
 
     # --- for the application ------------------------------------------------------------------
 
@@ -239,7 +241,7 @@ class DealerMachine:
         )
         session.shake()
         self.sessions += 1
-        speaker = Speaker(session, self.waiting, self._scratch)
+        speaker = Speaker(session, self.waiting, self._rooms)
         self._live[token] = speaker
         return speaker
 

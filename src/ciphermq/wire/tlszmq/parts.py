@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -36,7 +36,19 @@ Parts = list[bytes]
 _BLOCK: Final = struct.Struct(">IB")
 _COUNT: Final = struct.Struct(">H")
 _ENCODER: Final = msgspec.msgpack.Encoder()
-_DECODER: Final = msgspec.msgpack.Decoder(list[list[bytes]])
+
+SMALL_MOST: Final = 65_536
+"""Messages in one block. An empty one has 3 bytes and becomes some 100 in memory, so their number
+must be bounded as well as their bytes."""
+
+# The bounds hold while it decodes: a block of nothing but empty arrays is one byte for each, and
+# would be 64 in memory before anybody could count them.
+_DECODER: Final[msgspec.msgpack.Decoder[list[Parts]]] = msgspec.msgpack.Decoder(
+    Annotated[
+        list[Annotated[Parts, msgspec.Meta(min_length=1, max_length=limits.MAX_PARTS)]],
+        msgspec.Meta(max_length=SMALL_MOST),
+    ]
+)
 
 LARGE_FROM: Final = 32 * limits.KIB
 """Bytes of a message from which copying it would cost more than a TLS record of its own."""
@@ -68,46 +80,75 @@ def replaces(token: bytes) -> bytes:
     return _BLOCK.pack(len(token), REPLACES) + token
 
 
+class Rooms:
+    """Memory that all sessions of a socket share, so that large messages don't each ask for more:
+    the kernel clears what it gives, which costs as much as to decrypt into it."""
+
+    __slots__ = ("_spare", "scratch")
+
+    def __init__(self) -> None:
+        self.scratch = memoryview(bytearray(limits.NETWORK_BUFFER))
+        """For what is taken apart at once: nothing stays in it."""
+        self._spare = bytearray()
+
+    def take(self, size: int) -> bytearray:
+        """Room for `size` bytes or more, whatever is in it, until `give`."""
+        if size > len(self._spare):
+            return bytearray(size)
+        room, self._spare = self._spare, bytearray()
+        return room
+
+    def give(self, room: bytearray) -> None:
+        """`room` is not needed any more."""
+        if len(self._spare) < len(room) <= limits.ZMQ_SPARE:
+            self._spare = room
+
+
 class PartsReader:
     """Blocks out of a stream of plaintext, which `room` takes and `filled` makes messages of.
 
     Raises `MalformedFrame`, `UnknownFrame` or `FrameTooLarge` (`most`: bytes of a block).
     """
 
-    def __init__(self, scratch: memoryview, most: int) -> None:
-        """`scratch` may be shared: nothing stays in it."""
-        self._scratch = scratch
+    def __init__(self, rooms: Rooms, most: int) -> None:
+        self._rooms = rooms
         self._most = most
         self._block = bytearray()
+        self._size = 0
         self._have = 0
-        self.replaced: list[bytes] = []
-        """Tokens that REPLACES has named."""
+        self.replaced: bytes | None = None
+        """The token that REPLACES has named, until somebody takes it from here."""
+        self._has_replaced = False
 
     @property
     def mid_block(self) -> bool:
         """Whether a block has begun and not ended."""
-        return bool(self._block)
+        return bool(self._size)
 
     def room(self) -> memoryview:
         """Where the next plaintext goes; never empty."""
-        if self._block:
-            return memoryview(self._block)[self._have :]
-        return self._scratch
+        if self._size:
+            return memoryview(self._block)[self._have : self._size]
+        return self._rooms.scratch
 
     def filled(self, size: int) -> list[Parts]:
         """So much has come; the messages that are whole with it."""
-        if not self._block:
-            return self._split(self._scratch[:size])
+        if not self._size:
+            return self._split(self._rooms.scratch[:size])
         self._have += size
-        if self._have < len(self._block):
+        if self._have < self._size:
             return []
-        block, self._block, self._have = self._block, bytearray(), 0
-        if len(block) == _BLOCK.size:  # it was the head of one alone
-            length, _ = self._head(block)
+        block, whole = self._block, self._size
+        self._block, self._size, self._have = bytearray(), 0, 0
+        data = memoryview(block)[:whole]
+        if whole == _BLOCK.size:  # it was the head of one alone
+            length, _ = self._head(data)
             if length:
-                self._begin(memoryview(block), _BLOCK.size + length)
+                self._begin(data, _BLOCK.size + length)
                 return []
-        return self._split(memoryview(block))
+        found = self._split(data)
+        self._rooms.give(block)
+        return found
 
     def _head(self, data: Buffer) -> tuple[int, int]:
         length, kind = _BLOCK.unpack_from(data)
@@ -116,9 +157,10 @@ class PartsReader:
         return length, kind
 
     def _begin(self, start: memoryview, size: int) -> None:
-        """A block that has only begun goes on in a buffer of its own."""
-        self._block = bytearray(size)
+        """A block that has only begun goes on in a room of its own."""
+        self._block = self._rooms.take(size)
         self._block[: len(start)] = start
+        self._size = size
         self._have = len(start)
 
     def _split(self, data: memoryview) -> list[Parts]:
@@ -145,16 +187,18 @@ class PartsReader:
                 raise MalformedFrame(f"a block of small messages: {error}") from None
         if kind == LARGE:
             return [_large_parts(body)]
-        if kind == REPLACES and len(body) == TOKEN_SIZE:
-            self.replaced.append(bytes(body))
+        if kind == REPLACES and len(body) == TOKEN_SIZE and not self._has_replaced:
+            self.replaced, self._has_replaced = bytes(body), True
             return []
-        raise UnknownFrame(f"a block of the unknown type {kind} with {len(body)} bytes")
+        raise UnknownFrame(f"a block of the type {kind} with {len(body)} bytes is not known here")
 
 
 def _large_parts(body: memoryview) -> Parts:
     if len(body) < _COUNT.size:
         raise MalformedFrame("a block of a large message without its index")
     (count,) = _COUNT.unpack_from(body)
+    if not 1 <= count <= limits.MAX_PARTS:
+        raise MalformedFrame(f"a large message of {count} parts: 1 to {limits.MAX_PARTS} may be")
     at = _COUNT.size + 4 * count
     if at > len(body):
         raise MalformedFrame("a block of a large message whose index is cut off")

@@ -38,8 +38,8 @@ from ciphermq.wire.tlszmq.header import (
     parse,
     spell_envelope,
 )
-from ciphermq.wire.tlszmq.parts import ALPN, Parts
-from ciphermq.wire.tlszmq.session import Session, reset_message
+from ciphermq.wire.tlszmq.parts import ALPN, Parts, Rooms
+from ciphermq.wire.tlszmq.session import Session, check_context, reset_message
 from ciphermq.wire.tlszmq.speaker import Speaker, Waiting
 
 _HANDSHAKE_RECORD = 0x16
@@ -115,7 +115,9 @@ class RouterMachine:
     ) -> None:
         """`identify` makes a client id of a certificate (DER), or raises; `bare` lets clients of
         the bare protocol in; `on_end` is told of every session that ends and is not replaced: whose
-        it was, and why (None: in order)."""
+        it was, and why (None: in order). It must return at once, raise nothing, and leave the
+        router alone, which is at work. `UsageError` when `context` is not a server's."""
+        check_context(context)
         self.inbox: deque[tuple[Peer, Parts]] = deque()
         """Messages that have come."""
         self.dropped = 0
@@ -134,7 +136,7 @@ class RouterMachine:
         self._dirty: dict[_Entry, None] = {}
         self._untaken: dict[_Entry, None] = {}
         self._now: deque[list[Buffer]] = deque()
-        self._scratch = memoryview(bytearray(limits.NETWORK_BUFFER))
+        self._rooms = Rooms()
 
     # --- for the application ------------------------------------------------------------------
 
@@ -208,8 +210,8 @@ class RouterMachine:
         except (TransportError, ResourceLimit, CertificateError) as error:
             self._failed(entry, packet.head, error)
             return
-        if entry.speaker.replaced:
-            self._turn_over(entry)
+        if (token := entry.speaker.take_replaced()) is not None:
+            self._turn_over(entry, token)
         peer = entry.peer
         if peer is not None and found:
             self.inbox.extend([(peer, parts) for parts in found])
@@ -315,7 +317,7 @@ class RouterMachine:
             before=(*envelope, DELIMITER),
             now=now,
         )
-        entry = _Entry(key, Speaker(session, Waiting(), self._scratch))
+        entry = _Entry(key, Speaker(session, Waiting(), self._rooms))
         self._entries[key] = self._handshakes[key] = entry
         return entry
 
@@ -337,25 +339,25 @@ class RouterMachine:
         entry.peer = Peer(client, certificate, entry.key[0])
         entry.peer.speaker = entry.speaker
 
-    def _turn_over(self, entry: _Entry) -> None:
+    def _turn_over(self, entry: _Entry, token: bytes) -> None:
         """A session takes another's place. Only its own client's: who says so has his certificate,
-        and comes the same way."""
+        and comes the same way. It says so once, before anything else."""
         new = entry.peer
-        for token in entry.speaker.replaced:
-            old = self._entries.get((entry.key[0], token))
-            if old is None or old is entry or old.peer is None or new is None:
-                continue
-            if old.peer.certificate != new.certificate or not new.certificate:
-                continue
-            peer = entry.peer = old.peer
-            entry.speaker.waiting.messages[:0] = old.speaker.waiting.take()
-            peer.speaker = entry.speaker
-            old.peer = new  # which nobody has seen, and which ends with the old session
-            old.speaker.session.end()
-            self._now += old.speaker.stuck
-            self._now += old.speaker.outgoing(more=False)
-            self._drop(old)
-        entry.speaker.replaced.clear()
+        old = self._entries.get((entry.key[0], token))
+        if old is None or old is entry or old.peer is None or new is None:
+            return
+        if old.peer.certificate != new.certificate or not new.certificate:
+            return
+        peer = entry.peer = old.peer
+        entry.speaker.waiting.put_first(old.speaker.waiting)
+        peer.speaker = entry.speaker
+        # It ends with the old session. A client that sent something first has had it shown: what is
+        # sent to it must find that it has left.
+        old.peer, new.speaker = new, None
+        old.speaker.session.end()
+        self._now += old.speaker.stuck
+        self._now += old.speaker.outgoing(more=False)
+        self._drop(old)
 
     def _entry_of(self, peer: Peer) -> _Entry | None:
         if peer.speaker is None:

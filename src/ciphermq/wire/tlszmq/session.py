@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from ciphermq import limits
-from ciphermq.errors import ConnectionLost, TransportError
+from ciphermq.errors import ConnectionLost, TransportError, UsageError
 from ciphermq.wire import tls_errors
 from ciphermq.wire.cmq2.table import Role
 from ciphermq.wire.tls import TlsPump
@@ -31,6 +31,17 @@ _JOINED: Final = 16 * limits.KIB
 
 _REASON: Final = 200
 """Characters of a RESET's reason that are believed; it could come from anybody."""
+
+
+def check_context(context: ssl.SSLContext, server_name: str | None = None) -> None:
+    """`UsageError` when no session can be begun with these: now, and not from an event loop, where
+    nobody would hear of it."""
+    try:
+        TlsPump(context, server_name=server_name)
+    except (ssl.SSLError, ValueError) as error:
+        right = "server_context()" if server_name is None else "client_context() and a server_name"
+        reason = getattr(error, "reason", None) or error
+        raise UsageError(f"no TLS session can begin: {reason}; give it a {right}") from None
 
 
 class Session:

@@ -11,7 +11,7 @@ from ciphermq.errors import ConnectionLost, RemoteProtocolError, UsageError
 from ciphermq.wire.tls import CHUNK
 from ciphermq.wire.tlszmq import parts as codec
 from ciphermq.wire.tlszmq.header import Buffer, Head, Kind
-from ciphermq.wire.tlszmq.parts import Parts, PartsReader
+from ciphermq.wire.tlszmq.parts import Parts, PartsReader, Rooms
 from ciphermq.wire.tlszmq.session import Session
 
 _OVERHEAD: Final = 8
@@ -53,6 +53,12 @@ class Waiting:
                 f"a message has at most {limits.MAX_ZMQ_MESSAGE} bytes, not {size}: cut it up"
             )
 
+    def put_first(self, other: Waiting) -> None:
+        """Before all of it, all that waits in `other`, which is empty then."""
+        self.size += other.size
+        self._large |= other._large
+        self.messages[:0] = other.take()
+
     def take(self) -> list[list[bytes]]:
         """All of it. It is empty then."""
         messages, self.messages, self.size, self._large = self.messages, [], 0, False
@@ -63,19 +69,20 @@ class Waiting:
         large = self._large
         messages = self.take()
         if not large:
-            yield from _cut(codec.small(messages))
+            if len(messages) <= codec.SMALL_MOST:
+                yield from _cut(codec.small(messages))
+            else:
+                yield from _small_blocks(messages)
             return
         run: list[list[bytes]] = []
         for message in messages:
             if sum(map(len, message)) < codec.LARGE_FROM:
                 run.append(message)
                 continue
-            if run:
-                yield from _cut(codec.small(run))
-                run = []
+            yield from _small_blocks(run)
+            run = []
             yield from codec.large(message)
-        if run:
-            yield from _cut(codec.small(run))
+        yield from _small_blocks(run)
 
 
 def _own(part: Buffer) -> bytes:
@@ -86,6 +93,11 @@ def _own(part: Buffer) -> bytes:
         return bytes(memoryview(part))
     except TypeError:
         raise UsageError(f"a part of a message is bytes, not {type(part).__name__}") from None
+
+
+def _small_blocks(messages: list[list[bytes]]) -> Iterator[Buffer]:
+    for at in range(0, len(messages), codec.SMALL_MOST):
+        yield from _cut(codec.small(messages[at : at + codec.SMALL_MOST]))
 
 
 def _cut(block: Buffer) -> Iterator[Buffer]:
@@ -100,14 +112,14 @@ def _cut(block: Buffer) -> Iterator[Buffer]:
 class Speaker:
     """A `Session` with parts in it. Errors are `TransportError`s, and end the session."""
 
-    def __init__(self, session: Session, waiting: Waiting, scratch: memoryview) -> None:
-        """`waiting`: what goes out through it; `scratch`: shared, nothing stays in it."""
+    def __init__(self, session: Session, waiting: Waiting, rooms: Rooms) -> None:
+        """`waiting`: what goes out through it; `rooms`: shared with others."""
         self.session = session
         self.waiting = waiting
         self.stuck: list[list[Buffer]] = []
         """Messages that a socket had no room for."""
-        self._reader = PartsReader(scratch, limits.MAX_ZMQ_MESSAGE + 5 * limits.MAX_PARTS)
-        self._scratch = scratch
+        self._reader = PartsReader(rooms, limits.MAX_ZMQ_MESSAGE + 5 * limits.MAX_PARTS)
+        self._scratch = rooms.scratch
         self._pieces: deque[Buffer] = deque()
         self._bare = session.kind is Kind.BARE
 
@@ -116,10 +128,10 @@ class Speaker:
         """Whether a message has been encrypted in part."""
         return bool(self._pieces)
 
-    @property
-    def replaced(self) -> list[bytes]:
-        """Tokens of sessions that the peer says this one replaces."""
-        return self._reader.replaced
+    def take_replaced(self) -> bytes | None:
+        """Token of the session that the peer says this one replaces, once."""
+        token, self._reader.replaced = self._reader.replaced, None
+        return token
 
     # --- incoming -----------------------------------------------------------------------------
 
