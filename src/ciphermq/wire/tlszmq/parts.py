@@ -81,8 +81,8 @@ def replaces(token: bytes) -> bytes:
 
 
 class Rooms:
-    """Memory that all sessions of a socket share, so that large messages don't each ask for more:
-    the kernel clears what it gives, which costs as much as to decrypt into it."""
+    """Memory that all sessions of a socket share, so that large messages don't each ask the system
+    for more."""
 
     __slots__ = ("_spare", "scratch")
 
