@@ -758,6 +758,33 @@ def test_a_server_that_was_away_hears_what_came_meanwhile(
         assert alice.sessions == router.sessions == 1
 
 
+@pytest.mark.parametrize("who", ["router", "dealer"])
+def test_what_came_is_not_waited_for(certificates: Certificates, dealer, monkeypatch, who) -> None:
+    """A look at the clocks takes in what has come. With the window closed nothing comes after it,
+    and to wait for more held both sides up, several times a second when they were busy."""
+    with TlsRouter(server(certificates)) as router:
+        port = router.socket.bind_to_random_port("tcp://127.0.0.1")
+        alice = dealer(f"tcp://127.0.0.1:{port}")
+        alice.send(b"hello")
+        peer, _ = router.recv(timeout=SOON)
+        sock: TlsDealer | TlsRouter = router if who == "router" else alice
+        if who == "router":
+            alice.send(b"come")
+            alice.flush()
+        else:
+            router.send(peer, b"come")
+            router.flush()
+        assert sock.socket.poll(int(SOON * 1000))
+        monkeypatch.setattr(limits, "ZMQ_TICK", 0.0)  # the clocks are due
+
+        def wait() -> None:
+            pytest.fail("it waits for more")
+
+        monkeypatch.setattr(sock._end, "take_one", wait)
+        found = sock.recv(timeout=SOON)
+        assert found == b"come" or found == (peer, b"come")
+
+
 async def test_errors_reach_who_waits(certificates: Certificates, tmp_path: Path) -> None:
     others = Certificates(tmp_path)
     async with asyncio.timeout(SOON):

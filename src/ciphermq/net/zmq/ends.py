@@ -82,11 +82,12 @@ class _End(ABC):
     def take_in(self, most: int = limits.ZMQ_TAKE) -> int:
         """Take in what has come, up to `most` messages; how many there were."""
 
-    def catch_up(self) -> None:
-        """Take in what has come, before clocks are looked at."""
-        for _ in range(_CATCH_UP):
-            if self.take_in() < limits.ZMQ_TAKE:
-                return
+    def catch_up(self) -> bool:
+        """Take in what has come, before clocks are looked at; whether there was anything."""
+        for count in range(_CATCH_UP):
+            if (taken := self.take_in()) < limits.ZMQ_TAKE:
+                return bool(count or taken)
+        return True
 
 
 class DealerEnd(_End):

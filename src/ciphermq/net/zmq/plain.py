@@ -75,8 +75,10 @@ class _Plain:
             self._closed.set()
             with contextlib.suppress(WaitTimeout, zmq.ZMQError):
                 deadline = time.monotonic() + timeout
+                self._push()
                 while self._end.pending():
                     self._step(deadline, "what was sent did not go")
+                    self._push()
             with contextlib.suppress(zmq.ZMQError):
                 self._push()
                 self._end.say_goodbye()
@@ -132,15 +134,20 @@ class _Plain:
             self._thread.start()
 
     def _step(self, deadline: float | None, what: str) -> None:
-        """Do what can be done, then wait a little for what may come; `WaitTimeout` at the end."""
-        self._push()
+        """Look at the clocks, then wait a little for what may come; `WaitTimeout` at the end.
+
+        Whoever calls has looked whether he must wait at all, and has sent what can be sent.
+        """
         now = time.monotonic()
         if now - self._ticked >= limits.ZMQ_TICK:
             self._ticked = now
             # While the application did something else, nobody looked: what came counts as heard.
-            self._end.catch_up()
+            came = self._end.catch_up()
             self._end.tick()
             self._push()
+            if came:  # it may be all that is to come, and what the caller waits for
+                self._answers = True
+                return
         wait = limits.ZMQ_TICK
         if deadline is not None:
             if now >= deadline:
@@ -276,6 +283,7 @@ class TlsDealer(_Plain):
         while machine.full:
             machine.raise_error()
             self._step(deadline, f"the server at {machine.where} did not take what was sent")
+            self._push()
         machine.raise_error()
 
     def _wait_for_message(self, timeout: float | None) -> Parts:
@@ -288,6 +296,7 @@ class TlsDealer(_Plain):
                     return inbox.popleft()
                 machine.raise_error()
                 machine.take()
+                self._push()
                 self._step(deadline, f"nothing came from the server at {machine.where}")
 
 
@@ -375,6 +384,7 @@ class TlsRouter(_Plain):
         deadline = None if timeout is None else time.monotonic() + timeout
         while peer.full:
             self._step(deadline, f"{peer!r} did not take what was sent")
+            self._push()
 
     def _wait_for_message(self, timeout: float | None) -> tuple[Peer, Parts]:
         machine, inbox = self._machine, self._inbox
@@ -382,5 +392,6 @@ class TlsRouter(_Plain):
         with self._lock:
             while not inbox:
                 machine.take()
+                self._push()
                 self._step(deadline, "nothing came from any client")
             return inbox.popleft()
