@@ -256,6 +256,10 @@ ZMQ_PACKET: Final = 256 * KIB
 """Bytes of a ZeroMQ message, more or less: several TLS writes, so that the cost of ZeroMQ's own
 queues vanishes beside that of encryption."""
 
+ZMQ_KEPT: Final = 16 * MIB
+"""Half of the freed memory that a process with such a socket keeps to itself at most: a window of
+packets on either side of the encryption."""
+
 MAX_ZMQ_FRAME: Final = 4 * MIB
 """What a ZeroMQ socket takes in one frame before it cuts the peer off: an answer to a REQ comes in
 one message however large it is, in frames of 64 KiB."""
@@ -268,9 +272,6 @@ MAX_PARTS: Final = 4096
 
 MAX_ZMQ_MESSAGE: Final = 64 * MIB
 """All parts of one message: it is in memory on both sides, whole."""
-
-ZMQ_SPARE: Final = 4 * MIB
-"""Memory for a large message that a socket keeps for the next one."""
 
 MAX_ZMQ_WAITING: Final = 8 * MIB
 """Bytes that wait in a socket for the window to open; above it `send` waits, as ZeroMQ's does at

@@ -26,7 +26,7 @@ from ciphermq.pki.names import client_id_of
 from ciphermq.wire.tlszmq import parts as codec
 from ciphermq.wire.tlszmq.dealer import DealerMachine, Times
 from ciphermq.wire.tlszmq.header import BARE, HEAD_SIZE, Buffer, Head, Kind, parse, spell_envelope
-from ciphermq.wire.tlszmq.parts import ALPN, PartsReader, Rooms
+from ciphermq.wire.tlszmq.parts import ALPN, PartsReader
 from ciphermq.wire.tlszmq.router import Peer, RouterMachine
 from ciphermq.wire.tlszmq.speaker import Waiting
 from support.certificates import Certificates
@@ -104,9 +104,7 @@ def test_parts_come_out_as_they_went_in(sent: list[list[bytes]], cut: int, room:
         waiting.put(parts)
     data = b"".join(waiting.pieces()) if sent else b""
     assert not waiting.messages
-    rooms = Rooms()
-    rooms.scratch = memoryview(bytearray(room))
-    reader = PartsReader(rooms, limits.MAX_ZMQ_MESSAGE)
+    reader = PartsReader(memoryview(bytearray(room)), limits.MAX_ZMQ_MESSAGE)
     found = []
     at = 0
     while at < len(data):
@@ -120,7 +118,7 @@ def test_parts_come_out_as_they_went_in(sent: list[list[bytes]], cut: int, room:
 
 
 def feed(data: bytes) -> list[list[bytes]]:
-    reader = PartsReader(Rooms(), 4000)
+    reader = PartsReader(memoryview(bytearray(4000)), 4000)
     reader.room()[: len(data)] = data
     return reader.filled(len(data))
 

@@ -102,9 +102,12 @@ class TlsPump:
         if self._error is not None:
             raise self._error
         read: Callable[[int, memoryview], int] = self._ssl.read  # type: ignore[assignment]
+        incoming, undecrypted = self._incoming, self._ssl.pending
         at, size = 0, len(room)
         try:
-            while at < size and self._more:
+            # Whether OpenSSL can know more than it said: to ask it in vain costs as much as to read
+            # a record, and nearly all reads are of one.
+            while at < size and (incoming.pending or undecrypted() or incoming.eof):
                 got = read(size - at, room[at:] if at else room)
                 if not got:
                     self.ended = True
@@ -120,13 +123,6 @@ class TlsPump:
             if not at:
                 raise
         return at
-
-    @property
-    def _more(self) -> bool:
-        """Whether OpenSSL can know more than it said. To ask it in vain costs as much as to read a
-        record, and nearly all reads are of one."""
-        incoming = self._incoming
-        return bool(incoming.pending or self._ssl.pending() or incoming.eof)
 
     def write(self, data: Buffer) -> None:
         """Encrypt all of `data`."""

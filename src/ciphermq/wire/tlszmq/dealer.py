@@ -27,7 +27,7 @@ from ciphermq.errors import (
 from ciphermq.wire.cmq2.table import Role
 from ciphermq.wire.tls import TlsPump
 from ciphermq.wire.tlszmq.header import DELIMITER, Buffer, Kind, parse
-from ciphermq.wire.tlszmq.parts import ALPN, Parts, Rooms
+from ciphermq.wire.tlszmq.parts import ALPN, Parts
 from ciphermq.wire.tlszmq.session import Session, check_context
 from ciphermq.wire.tlszmq.speaker import Speaker, Waiting
 
@@ -85,7 +85,7 @@ class DealerMachine:
         self.error: CipherMQError | None = None
         """What ended a session, until `raise_error`."""
         self._last_words: list[list[Buffer]] = []
-        self._rooms = Rooms()
+        self._scratch = memoryview(bytearray(limits.NETWORK_BUFFER))
 
     # --- for the application ------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class DealerMachine:
         )
         session.shake()
         self.sessions += 1
-        speaker = Speaker(session, self.waiting, self._rooms)
+        speaker = Speaker(session, self.waiting, self._scratch)
         self._live[token] = speaker
         return speaker
 

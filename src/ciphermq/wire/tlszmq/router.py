@@ -38,7 +38,7 @@ from ciphermq.wire.tlszmq.header import (
     parse,
     spell_envelope,
 )
-from ciphermq.wire.tlszmq.parts import ALPN, Parts, Rooms
+from ciphermq.wire.tlszmq.parts import ALPN, Parts
 from ciphermq.wire.tlszmq.session import Session, check_context, reset_message
 from ciphermq.wire.tlszmq.speaker import Speaker, Waiting
 
@@ -136,7 +136,7 @@ class RouterMachine:
         self._dirty: dict[_Entry, None] = {}
         self._untaken: dict[_Entry, None] = {}
         self._now: deque[list[Buffer]] = deque()
-        self._rooms = Rooms()
+        self._scratch = memoryview(bytearray(limits.NETWORK_BUFFER))
 
     # --- for the application ------------------------------------------------------------------
 
@@ -317,7 +317,7 @@ class RouterMachine:
             before=(*envelope, DELIMITER),
             now=now,
         )
-        entry = _Entry(key, Speaker(session, Waiting(), self._rooms))
+        entry = _Entry(key, Speaker(session, Waiting(), self._scratch))
         self._entries[key] = self._handshakes[key] = entry
         return entry
 

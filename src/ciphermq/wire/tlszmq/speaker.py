@@ -11,7 +11,7 @@ from ciphermq.errors import ConnectionLost, RemoteProtocolError, UsageError
 from ciphermq.wire.tls import CHUNK
 from ciphermq.wire.tlszmq import parts as codec
 from ciphermq.wire.tlszmq.header import Buffer, Head, Kind
-from ciphermq.wire.tlszmq.parts import Parts, PartsReader, Rooms
+from ciphermq.wire.tlszmq.parts import Parts, PartsReader
 from ciphermq.wire.tlszmq.session import Session
 
 _OVERHEAD: Final = 8
@@ -112,14 +112,15 @@ def _cut(block: Buffer) -> Iterator[Buffer]:
 class Speaker:
     """A `Session` with parts in it. Errors are `TransportError`s, and end the session."""
 
-    def __init__(self, session: Session, waiting: Waiting, rooms: Rooms) -> None:
-        """`waiting`: what goes out through it; `rooms`: shared with others."""
+    def __init__(self, session: Session, waiting: Waiting, scratch: memoryview) -> None:
+        """`waiting`: what goes out through it; `scratch`: room for
+        plaintext, shared with others."""
         self.session = session
         self.waiting = waiting
         self.stuck: list[list[Buffer]] = []
         """Messages that a socket had no room for."""
-        self._reader = PartsReader(rooms, limits.MAX_ZMQ_MESSAGE + 5 * limits.MAX_PARTS)
-        self._scratch = rooms.scratch
+        self._reader = PartsReader(scratch, limits.MAX_ZMQ_MESSAGE + 5 * limits.MAX_PARTS)
+        self._scratch = scratch
         self._pieces: deque[Buffer] = deque()
         self._bare = session.kind is Kind.BARE
 
