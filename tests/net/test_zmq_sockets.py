@@ -682,7 +682,51 @@ def test_a_peer_that_takes_nothing_holds_up_only_itself(certificates, dealer) ->
         assert peer.alive
 
 
+def test_what_was_not_taken_in_time_is_not_sent(certificates, echo, dealer, monkeypatch) -> None:
+    monkeypatch.setattr(limits, "MAX_ZMQ_WAITING", 50_000)
+    port = free_port()
+    alice = dealer(f"tcp://127.0.0.1:{port}")  # where nobody is yet
+    alice.send(b"first" + bytes(70_000))
+    for _ in range(3):
+        with pytest.raises(WaitTimeout, match="did not take what was sent"):
+            alice.send(b"second", timeout=0.02)
+    end = echo(bind=False)
+    bind(end.router, f"tcp://127.0.0.1:{port}")
+    alice.send(b"third", timeout=SOON)
+    assert [alice.recv(timeout=SOON)[:10] for _ in range(2)] == [b"alicefirst", b"alicethird"]
+    assert len(end.heard) == 2
+
+
+def test_a_closed_socket_says_so(certificates, dealer) -> None:
+    router = TlsRouter(server(certificates))
+    alice = dealer("tcp://127.0.0.1:1")
+    for sock in (router, alice):
+        sock.close(timeout=0)
+        with pytest.raises(UsageError, match="this socket is closed"):
+            sock.recv(timeout=SOON)
+    with pytest.raises(UsageError, match="this socket is closed"):
+        alice.send(b"x")
+
+
 # --- on event loops -------------------------------------------------------------------------------
+
+
+async def test_a_send_that_is_cancelled_sends_nothing(certificates, echo, monkeypatch) -> None:
+    monkeypatch.setattr(limits, "MAX_ZMQ_WAITING", 50_000)
+    port = free_port()
+    async with (
+        asyncio.timeout(SOON),
+        looped.TlsDealer(client(certificates), server_name="localhost") as alice,
+    ):
+        alice.connect(f"tcp://127.0.0.1:{port}")
+        await alice.send(b"first" + bytes(70_000))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(alice.send(b"second"), 0.02)
+        end = echo(bind=False)
+        bind(end.router, f"tcp://127.0.0.1:{port}")
+        await alice.send(b"third")
+        assert [(await alice.recv())[:10] for _ in range(2)] == [b"alicefirst", b"alicethird"]
+        assert len(end.heard) == 2
 
 
 @pytest.mark.parametrize("context", [None, "asyncio"])

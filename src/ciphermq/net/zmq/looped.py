@@ -201,19 +201,22 @@ class TlsDealer(_Looped):
         return self._machine.sessions
 
     async def send_multipart(self, parts: Sequence[Buffer]) -> None:
-        """Send a message of one or more parts; waits while too much is under way."""
+        """Send a message of one or more parts; waits while too much is under way.
+
+        Whoever cancels the wait, or is told an error, has not sent it."""
         machine = self._machine
         self._check_open()
-        machine.send(parts)
-        if machine.waiting.size < limits.ZMQ_COALESCE:
-            if not self._push_due:
-                self._push_soon()
-        else:
-            self._push()
-            while machine.full:
-                machine.raise_error()
-                await self._change()
         machine.raise_error()
+        while machine.full:
+            self._push()
+            if machine.full:
+                await self._change()
+                machine.raise_error()
+        machine.send(parts)
+        if machine.waiting.size >= limits.ZMQ_COALESCE:
+            self._push()
+        elif not self._push_due:
+            self._push_soon()
 
     async def send(self, data: Buffer) -> None:
         """Send a message of one part."""
@@ -279,16 +282,16 @@ class TlsRouter(_Looped):
     async def send_multipart(self, peer: Peer, parts: Sequence[Buffer]) -> None:
         """Send `peer` a message; waits while too much is under way to it.
 
-        Raises `ConnectionLost` when it has ended."""
+        Raises `ConnectionLost` when it has ended. Whoever cancels the wait has not sent it."""
         self._check_open()
-        size = self._machine.send(peer, parts)
-        if size < limits.ZMQ_COALESCE:
-            if not self._push_due:
-                self._push_soon()
-            return
-        self._push()
         while peer.full:
-            await self._change()
+            self._push()
+            if peer.full:
+                await self._change()
+        if self._machine.send(peer, parts) >= limits.ZMQ_COALESCE:
+            self._push()
+        elif not self._push_due:
+            self._push_soon()
 
     async def send(self, peer: Peer, data: Buffer) -> None:
         """Send `peer` a message of one part."""

@@ -107,6 +107,7 @@ class _Plain:
 
     def _push_on(self) -> None:
         """Send what can be sent; the thread sees to the rest."""
+        self._check_open()
         self._push()
         if self._end.pending():  # the window is closed: has the peer opened it meanwhile?
             self._end.take_in()
@@ -116,6 +117,7 @@ class _Plain:
 
     def _tail(self) -> None:
         """The first message since the last push waits: does it go now, or with others?"""
+        self._check_open()
         answers, self._answers = self._answers, False
         if answers or time.monotonic() - self._pushed > limits.ZMQ_TAIL_DELAY:
             self._push()
@@ -123,6 +125,10 @@ class _Plain:
                 return
         if not self._told.is_set():
             self._tell()
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise UsageError("this socket is closed")
 
     def _tell(self) -> None:
         """Have the thread send what waits, if nobody else does in a moment."""
@@ -226,6 +232,7 @@ class TlsDealer(_Plain):
             times=times,
         )
         self._enough = limits.ZMQ_COALESCE
+        self._full = False
         super().__init__(self._TYPE, context, lambda sock: DealerEnd(sock, self._machine))
         self._inbox = self._machine.inbox
 
@@ -247,15 +254,18 @@ class TlsDealer(_Plain):
     def send_multipart(self, parts: Sequence[Buffer], *, timeout: float | None = None) -> None:
         """Send a message of one or more parts; waits while too much is under way.
 
-        `WaitTimeout` after `timeout` seconds; the message is sent all the same, later.
+        `WaitTimeout` after `timeout` seconds, or an error that ended the session: the message is
+        not sent.
         """
         machine = self._machine
         with self._lock:
+            if self._full or machine.error is not None:
+                self._wait_for_room(timeout)
             first = not machine.waiting.messages
             machine.send(parts)
-            size = machine.waiting.size
-            if size >= self._enough or machine.error is not None:
-                self._send_now(timeout)
+            if machine.waiting.size >= self._enough:
+                self._push_on()
+                self._full = machine.full
                 # While the window is closed, more is gathered before it is tried again.
                 self._enough = machine.waiting.size + limits.ZMQ_COALESCE
             elif first:
@@ -276,20 +286,22 @@ class TlsDealer(_Plain):
         parts = self.recv_multipart(timeout=timeout)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _send_now(self, timeout: float | None) -> None:
+    def _wait_for_room(self, timeout: float | None) -> None:
         machine = self._machine
-        self._push_on()
         deadline = None if timeout is None else time.monotonic() + timeout
-        while machine.full:
-            machine.raise_error()
-            self._step(deadline, f"the server at {machine.where} did not take what was sent")
-            self._push()
         machine.raise_error()
+        self._push_on()
+        while machine.full:
+            self._step(deadline, f"the server at {machine.where} did not take what was sent")
+            machine.raise_error()
+            self._push()
+        self._full = False
 
     def _wait_for_message(self, timeout: float | None) -> Parts:
         machine, inbox = self._machine, self._inbox
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
+            self._check_open()
             machine.open()
             while True:
                 if inbox:
@@ -349,13 +361,15 @@ class TlsRouter(_Plain):
     ) -> None:
         """Send `peer` a message; waits while too much is under way to it.
 
-        Raises `ConnectionLost` when it has ended; `WaitTimeout` after `timeout` seconds, and the
-        message is sent all the same, later.
+        Raises `ConnectionLost` when it has ended, `WaitTimeout` after `timeout` seconds: the
+        message is not sent.
         """
         with self._lock:
+            if peer.full:
+                self._wait_for_room(peer, timeout)
             size = self._machine.send(peer, parts)
             if size >= limits.ZMQ_COALESCE:
-                self._send_now(peer, timeout)
+                self._push_on()
             elif not (self._answers and self._inbox):  # else there are more answers to come
                 self._tail()
             elif not self._told.is_set():
@@ -376,12 +390,9 @@ class TlsRouter(_Plain):
         peer, parts = self.recv_multipart(timeout=timeout)
         return peer, parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _send_now(self, peer: Peer, timeout: float | None) -> None:
-        self._push()
-        if self._end.pending():
-            self._end.take_in()
-            self._push()
+    def _wait_for_room(self, peer: Peer, timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._push_on()
         while peer.full:
             self._step(deadline, f"{peer!r} did not take what was sent")
             self._push()
@@ -390,6 +401,7 @@ class TlsRouter(_Plain):
         machine, inbox = self._machine, self._inbox
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
+            self._check_open()
             while not inbox:
                 machine.take()
                 self._push()
