@@ -189,6 +189,10 @@ READ_BUFFER: Final = 64 * KIB
 NETWORK_BUFFER: Final = 256 * KIB
 """Shared likewise: what one read takes from the network, still encrypted."""
 
+KEPT_MEMORY: Final = 16 * MIB
+"""Half of the freed memory that a process keeps to itself at most: what it has of batches under
+way, in and out."""
+
 HANDSHAKE_TIMEOUT: Final = 10.0
 """TLS and HELLO together: a silent peer holds a descriptor no longer than this."""
 
@@ -255,10 +259,6 @@ is 1000 for a peer by default, so a session stays well below."""
 ZMQ_PACKET: Final = 256 * KIB
 """Bytes of a ZeroMQ message, more or less: several TLS writes, so that the cost of ZeroMQ's own
 queues vanishes beside that of encryption."""
-
-ZMQ_KEPT: Final = 16 * MIB
-"""Half of the freed memory that a process with such a socket keeps to itself at most: a window of
-packets on either side of the encryption."""
 
 MAX_ZMQ_FRAME: Final = 4 * MIB
 """What a ZeroMQ socket takes in one frame before it cuts the peer off: an answer to a REQ comes in

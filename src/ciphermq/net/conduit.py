@@ -16,6 +16,7 @@ from typing import Protocol
 
 from ciphermq import limits
 from ciphermq.errors import CipherMQError
+from ciphermq.net.memory import keep_freed_memory
 from ciphermq.net.options import LinkOptions
 from ciphermq.wire import tls_errors
 from ciphermq.wire.cmq2.machine import new_scratch
@@ -46,6 +47,7 @@ class Buffers:
     """What channels read into. Those of one loop can share them: nothing stays in them."""
 
     def __init__(self) -> None:
+        keep_freed_memory()
         self.network = memoryview(bytearray(limits.NETWORK_BUFFER))
         self.scratch = new_scratch()
 

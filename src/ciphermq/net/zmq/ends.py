@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import secrets
 import time
 from abc import ABC, abstractmethod
@@ -12,6 +11,7 @@ from typing import Any, Final
 import zmq
 
 from ciphermq import limits
+from ciphermq.net.memory import keep_freed_memory
 from ciphermq.wire.tlszmq.dealer import DealerMachine
 from ciphermq.wire.tlszmq.header import DELIMITER, TOKEN_SIZE, Buffer
 from ciphermq.wire.tlszmq.router import RouterMachine
@@ -41,18 +41,6 @@ def new_socket(kind: int, context: zmq.Context[Any] | None = None) -> zmq.Socket
 def new_token() -> bytes:
     """A token for a session: nobody can guess it, and so end the session from afar."""
     return secrets.token_bytes(TOKEN_SIZE)
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Have freed memory kept for the next packet, instead of given back to the system.
-
-    glibc gives back what is free at the end of its heap as soon as that is twice the largest block
-    ever freed (mallopt(3), M_MMAP_THRESHOLD): with packets of 256 KiB, nearly every packet, whose
-    pages the system then clears and maps anew, which takes longer than to encrypt them. One large
-    block, freed without ever being touched, moves that mark, and elsewhere does no harm.
-    """
-    bytes(limits.ZMQ_KEPT)
 
 
 def configure(sock: zmq.Socket[bytes]) -> None:
