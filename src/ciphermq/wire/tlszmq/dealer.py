@@ -101,6 +101,19 @@ class DealerMachine:
         return bool(self.waiting.messages) or (current is not None and current.mid_message)
 
     @property
+    def idle(self) -> bool:
+        """Whether `outgoing` would have nothing to do: asked for every message, before it is."""
+        current = self._current
+        return (
+            current is not None
+            and not self.waiting.messages
+            and not current.busy
+            and self._next is None
+            and not self._last_words
+            and len(self._live) == 1
+        )
+
+    @property
     def full(self) -> bool:
         """Whether `send` should wait."""
         return self.waiting.size >= limits.MAX_ZMQ_WAITING

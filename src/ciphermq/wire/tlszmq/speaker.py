@@ -129,6 +129,13 @@ class Speaker:
         """Whether a message has been encrypted in part."""
         return bool(self._pieces)
 
+    @property
+    def busy(self) -> bool:
+        """Whether it has something to send besides what waits, or may have: a session that is not
+        there yet, a message encrypted in part, what its session has to say itself."""
+        session = self.session
+        return not session.established or bool(self._pieces) or session.due
+
     def take_replaced(self) -> bytes | None:
         """Token of the session that the peer says this one replaces, once."""
         token, self._reader.replaced = self._reader.replaced, None
@@ -167,6 +174,7 @@ class Speaker:
     def replaces(self, token: bytes) -> None:
         """Tell the peer, before anything else, that this session replaces another."""
         self.session.write(codec.replaces(token))
+        self.session.gather()
 
     def outgoing(self, *, more: bool = True) -> Iterator[list[Buffer]]:
         """ZeroMQ messages to send now. Without `more` none is begun that waits."""
