@@ -260,6 +260,18 @@ ZMQ_PACKET: Final = 256 * KIB
 """Bytes of a ZeroMQ message, more or less: several TLS writes, so that the cost of ZeroMQ's own
 queues vanishes beside that of encryption."""
 
+ZMQ_PACKET_OF_CLIENT: Final = MIB
+"""The same for a client with much under way: every packet wakes four threads on its way. OpenSSL
+keeps memory for the largest one as long as the session lasts, which a server has too many of."""
+
+ZMQ_BUSY: Final = 2 * MIB
+"""Bytes under way from which that is much: with fewer, the receiver would have to wait for the end
+of a large packet before it can begin."""
+
+ZMQ_LOCAL_BUFFER: Final = 512 * KIB
+"""What the kernel holds of a connection on the loopback, of which it would hold megabytes: enough
+for a road without delay, and few enough that all of it stays in the processor's caches."""
+
 MAX_ZMQ_FRAME: Final = 4 * MIB
 """What a ZeroMQ socket takes in one frame before it cuts the peer off: an answer to a REQ comes in
 one message however large it is, in frames of 64 KiB."""

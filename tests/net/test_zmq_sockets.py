@@ -697,6 +697,25 @@ def test_what_was_not_taken_in_time_is_not_sent(certificates, echo, dealer, monk
     assert len(end.heard) == 2
 
 
+@pytest.mark.parametrize(
+    ("address", "set_before", "expected"),
+    [
+        ("tcp://127.0.0.1:9", -1, limits.ZMQ_LOCAL_BUFFER),
+        ("tcp://localhost:9", -1, limits.ZMQ_LOCAL_BUFFER),
+        ("tcp://192.0.2.1:9", -1, -1),
+        ("tcp://127.0.0.1:9", 100_000, 100_000),
+        ("inproc://here", -1, -1),
+    ],
+)
+def test_buffers_are_small_on_the_loopback_alone(
+    certificates, address: str, set_before: int, expected: int
+) -> None:
+    with TlsDealer(client(certificates), server_name="localhost") as alice:
+        alice.socket.sndbuf = set_before
+        alice.connect(address)
+        assert alice.socket.sndbuf == expected
+
+
 def test_a_closed_socket_says_so(certificates, dealer) -> None:
     router = TlsRouter(server(certificates))
     alice = dealer("tcp://127.0.0.1:1")

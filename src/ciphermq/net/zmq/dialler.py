@@ -15,7 +15,7 @@ from ciphermq.net.address import HostPort
 from ciphermq.net.conduit import Conduit
 from ciphermq.net.options import LinkOptions
 from ciphermq.net.zmq.channel import ZmqChannel
-from ciphermq.net.zmq.ends import configure, new_socket, new_token
+from ciphermq.net.zmq.ends import configure, new_socket, new_token, size_buffer
 from ciphermq.net.zmq.wires import Wires
 from ciphermq.wire.cmq2.table import Role
 from ciphermq.wire.tls import TlsPump
@@ -29,7 +29,9 @@ class _Dealer:
         sock = new_socket(zmq.DEALER)
         configure(sock)
         sock.ipv6 = ":" in where[0]
-        sock.connect(f"tcp://{address.spell(where)}")
+        there = f"tcp://{address.spell(where)}"
+        size_buffer(sock, there)
+        sock.connect(there)
         self.channel: ZmqChannel | None = None
         self.wires = Wires(sock, self._receive)
         self._loop = asyncio.get_running_loop()

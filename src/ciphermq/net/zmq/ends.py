@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import secrets
 import time
 from abc import ABC, abstractmethod
@@ -60,6 +61,23 @@ def configure(sock: zmq.Socket[bytes]) -> None:
     if sock.type == zmq.REQ:
         # After a time-out, or a lost answer, the next request may be sent.
         sock.req_relaxed = True
+
+
+def size_buffer(sock: zmq.Socket[bytes], address: str) -> None:
+    """Before a socket binds or connects: small buffers on the loopback (`limits.ZMQ_LOCAL_BUFFER`),
+    the system's own elsewhere. What the application has set stays."""
+    if sock.sndbuf in (-1, limits.ZMQ_LOCAL_BUFFER):
+        sock.sndbuf = limits.ZMQ_LOCAL_BUFFER if _is_loopback(address) else -1
+
+
+def _is_loopback(address: str) -> bool:
+    if not address.startswith("tcp://"):
+        return False
+    host = address[len("tcp://") :].rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def read(sock: zmq.Socket[bytes], flags: int) -> list[Buffer]:

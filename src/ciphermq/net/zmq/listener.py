@@ -16,7 +16,7 @@ from ciphermq.net.conduit import Buffers, Conduit
 from ciphermq.net.options import LinkOptions
 from ciphermq.net.reception import Reception
 from ciphermq.net.zmq.channel import ZmqChannel
-from ciphermq.net.zmq.ends import configure
+from ciphermq.net.zmq.ends import configure, size_buffer
 from ciphermq.net.zmq.wires import Wires
 from ciphermq.wire.cmq2.table import Role
 from ciphermq.wire.tls import TlsPump
@@ -64,8 +64,10 @@ class ZmqListener:
         sock = self._zmq.socket(zmq.ROUTER)
         configure(sock)
         sock.ipv6 = ":" in self.where[0]
+        here = f"tcp://{_spell_host(self.where[0])}:{self.where[1] or '*'}"
+        size_buffer(sock, here)
         try:
-            sock.bind(f"tcp://{_spell_host(self.where[0])}:{self.where[1] or '*'}")
+            sock.bind(here)
         except zmq.ZMQError as error:
             sock.close()
             self._zmq.term()

@@ -17,7 +17,15 @@ import zmq
 
 from ciphermq import limits
 from ciphermq.errors import UsageError
-from ciphermq.net.zmq.ends import DealerEnd, End, RouterEnd, configure, new_socket, new_token
+from ciphermq.net.zmq.ends import (
+    DealerEnd,
+    End,
+    RouterEnd,
+    configure,
+    new_socket,
+    new_token,
+    size_buffer,
+)
 from ciphermq.pki.names import client_id_of
 from ciphermq.wire.tlszmq.dealer import DealerMachine, Times
 from ciphermq.wire.tlszmq.header import Buffer, Kind
@@ -47,10 +55,12 @@ class _Looped:
 
     def bind(self, address: str) -> None:
         """As ZeroMQ's: ``tcp://127.0.0.1:5555``, ``ipc://…``, ``inproc://…``."""
+        size_buffer(self.socket, address)
         self.socket.bind(address)
 
     def connect(self, address: str) -> None:
         """As ZeroMQ's; whether anybody is there is seen later."""
+        size_buffer(self.socket, address)
         self.socket.connect(address)
         self._look_soon()
 

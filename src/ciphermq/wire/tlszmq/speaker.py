@@ -8,6 +8,7 @@ from typing import Final
 
 from ciphermq import limits
 from ciphermq.errors import ConnectionLost, RemoteProtocolError, UsageError
+from ciphermq.wire.cmq2.table import Role
 from ciphermq.wire.tls import CHUNK
 from ciphermq.wire.tlszmq import parts as codec
 from ciphermq.wire.tlszmq.header import Buffer, Head, Kind
@@ -123,6 +124,8 @@ class Speaker:
         self._scratch = scratch
         self._pieces: deque[Buffer] = deque()
         self._bare = session.kind is Kind.BARE
+        client = session.role is Role.CLIENT
+        self._large_packet = limits.ZMQ_PACKET_OF_CLIENT if client else limits.ZMQ_PACKET
 
     @property
     def mid_message(self) -> bool:
@@ -186,7 +189,9 @@ class Speaker:
             return
         while True:
             if session.room:
-                self._encrypt(more=more, size=limits.ZMQ_PACKET)
+                # What is under way already is in no hurry to be decrypted at the other end.
+                busy = session.untaken >= limits.ZMQ_BUSY
+                self._encrypt(more=more, size=self._large_packet if busy else limits.ZMQ_PACKET)
             if (message := session.message()) is None:
                 return
             yield message
