@@ -182,7 +182,7 @@ async def test_a_client_is_revoked_while_others_send(
             async with asyncio.timeout(60):
                 while client.connected or "has been revoked" not in client._core.line.describe():
                     await asyncio.sleep(0.02)
-        assert (await onex.hear()).startswith("Error: 'alice' is let in no more: its certificate")
+        assert (await onex.hear()).startswith("Error: 'alice' is let in no more: the certificate")
         await onex.close()
         with pytest.raises(OSError, match=r"(?i)certificate.revoked"):
             await connect_1x(place)

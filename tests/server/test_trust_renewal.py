@@ -79,7 +79,7 @@ async def test_a_client_that_is_revoked_is_told_and_ended_and_no_other(
     for client in (alice, again):
         error = await client.ended()
         assert isinstance(error, AccessRefused)
-        assert "'alice' is let in no more: its certificate (serial " in str(error)
+        assert "'alice' is let in no more: the certificate (serial " in str(error)
         assert "has been revoked, says revocation list 2" in str(error)
     with pytest.raises(TlsFailed, match="this side's certificate has been revoked"):
         await rig.client("alice", zmq=zmq)
@@ -133,7 +133,7 @@ async def test_a_client_of_1x_is_told_in_a_line(
         deployment.revoke("alice")
         async with asyncio.timeout(20):
             said = await alice.hear()
-            assert said.startswith("Error: 'alice' is let in no more: its certificate (serial ")
+            assert said.startswith("Error: 'alice' is let in no more: the certificate (serial ")
             with pytest.raises(ConnectionError):
                 await alice.hear()
         with pytest.raises(OSError, match=r"(?i)certificate.revoked"):
@@ -267,7 +267,7 @@ def other_key(deployment: Deployment) -> None:
 
 def outlived(deployment: Deployment) -> None:
     key = keyfile.read_key(deployment.server_dir / "server.key", None).public_key()
-    made = deployment.authority.issue_server(["here"], key, now_ms=now_ms(), lifetime=-60)
+    made = deployment.authority.issue_server(real.DEFAULT_HOSTS, key, now_ms=now_ms(), lifetime=-60)
     (deployment.server_dir / "server.crt").write_bytes(made.public_bytes(Encoding.PEM))
 
 
@@ -348,6 +348,25 @@ async def test_an_older_list_lets_nobody_back_in(start: Start, deployment: Deplo
     await until(lambda: reloads(rig) == 1)
     (deployment.server_dir / "crl.pem").write_bytes(before)
     await until(lambda: reloads(rig, failed=True) == 1)
+    with pytest.raises(TlsFailed, match="has been revoked"):
+        await rig.client("alice")
+
+
+async def test_who_is_revoked_does_not_stay_for_a_fault_of_another_file(
+    start: Start, deployment: Deployment
+) -> None:
+    rig = await start(tls=SOON)
+    alice, bob = await rig.client("alice"), await rig.client("bob")
+    outlived(deployment)
+    deployment.revoke("alice")
+    assert isinstance(await alice.ended(), AccessRefused)
+    # The context of TLS is still the former one, which knows nothing of it.
+    with pytest.raises(AccessRefused, match=r"the certificate .* has been revoked, says"):
+        await rig.client("alice")
+    assert await bob.ask(Ping) is None
+    assert reloads(rig) == 0
+    renew_server(deployment)
+    await until(lambda: reloads(rig) == 1)
     with pytest.raises(TlsFailed, match="has been revoked"):
         await rig.client("alice")
 

@@ -136,7 +136,7 @@ class ChainVerifier:
                 and _issued_by(certificate, issuer)
             ):
                 raise CertificateError(
-                    f"its certificate (serial {serial:x}) has been revoked, says revocation list "
+                    f"the certificate (serial {serial:x}) has been revoked, says revocation list "
                     f"{crl.number}"
                 )
 
@@ -144,7 +144,7 @@ class ChainVerifier:
         """`CertificateError` when none of the authorities issued it itself."""
         if not any(_issued_by(certificate, authority) for authority in self.authorities):
             raise CertificateError(
-                f"its certificate is of {certificate.issuer.rfc4514_string()!r}, which is no "
+                f"the certificate is of {certificate.issuer.rfc4514_string()!r}, which is no "
                 "authority here any more"
             )
 

@@ -5,6 +5,9 @@ handshake, the reception and the key directory for the judgement of certificates
 beside that, looked at whole, and take its place in one assignment; whatever is wrong with them,
 what was there before stays. So a file can be replaced at any moment and in any order: half of a
 change is refused, and the next look finds the rest.
+
+A newer revocation list is the exception. It counts whatever is wrong with the other files, since
+whoever is on it must not stay because of them.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
-from ciphermq.pki import dates
+from ciphermq.errors import IdentityError, ReceiverFault
+from ciphermq.pki import dates, pem
+from ciphermq.pki.revocation import RevocationList
 from ciphermq.pki.verify import ChainVerifier
 from ciphermq.server import trust
 from ciphermq.server.trust import Trust
@@ -66,10 +71,9 @@ class TrustKeeper:
         and is not let in all the same."""
         current = self.current
         current.check_client(certificate)
-        if context is not current.context:
-            # Its handshake began before the files were replaced, and ended after the connections
-            # there were had been judged by the new ones.
-            current.judge(certificate, issuer=True)
+        # A handshake may have begun before the files were replaced, and ended after the connections
+        # there were had been judged by the new ones. And a list may count that no context has.
+        current.judge(certificate, issuer=context is not current.context)
 
     # --- its replacement --------------------------------------------------------------------
 
@@ -112,12 +116,29 @@ class TrustKeeper:
                     "the new certificate files were not taken over, the former ones still count",
                     reason=str(error) or repr(error),
                 )
+                return await self._take_lists()
             return False
         if await self._moved(stamps):
             return False
         self.current = new
         self.counters.add("tls_reloads")
         self._say(new)
+        return True
+
+    async def _take_lists(self) -> bool:
+        """Judge by newer revocation lists of the authorities that count, if there are any."""
+        verifier, path = self.current.verifier, self._files.crl_path
+        known = {crl.der for crl in verifier.revocation_lists}
+        try:
+            text = await asyncio.to_thread(path.read_bytes) if path is not None else b""
+            for der in pem.blocks("X509 CRL", text):
+                RevocationList(der, verifier.authorities).check_current(self._now_ms())
+                verifier.use_crl(der)
+        except (OSError, IdentityError, ReceiverFault):
+            pass  # it is no list of ours, or an old one, which was said with the rest
+        if {crl.der for crl in verifier.revocation_lists} <= known:
+            return False
+        _log.warning("the newer revocation list counts all the same", number=verifier.crl_number)
         return True
 
     async def _moved(self, stamps: _Stamps) -> bool:
