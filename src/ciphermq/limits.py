@@ -219,6 +219,14 @@ may have a million, so who asked without reading could have the broker hold any 
 LISTEN_BACKLOG: Final = 512
 """Connections the kernel keeps for us until they are accepted; it allows 4096 at most."""
 
+TRUST_POLL: Final = 5.0
+"""How often a broker looks whether its certificate, key, authority or revocation list was replaced:
+soon enough for a key that was stolen, and five calls of the system are nothing."""
+
+EXPEL_SLICE: Final = 64
+"""Connections whose certificates are judged by new files before others have their turn: 2 µs for
+each, or 0.4 ms where an authority is gone, so that signatures have to be looked at."""
+
 MAX_HANDSHAKES: Final = 512
 """Connections in their TLS handshake at once: strangers may not take the places of clients."""
 

@@ -38,9 +38,8 @@ class Odd:
         self.links: list[Link] = []
         self.heard: list[Frame] = []
         settings = load_server_settings(deployment.config)
-        self._listener = Listener(
-            ("127.0.0.1", free_port()), trust.load(settings.tls).context, {ALPN: self._take}
-        )
+        context = trust.load(settings.tls).context
+        self._listener = Listener(("127.0.0.1", free_port()), lambda: context, {ALPN: self._take})
 
     def start(self) -> str:
         host, port = self._listener.start()

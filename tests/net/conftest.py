@@ -74,7 +74,9 @@ class Server:
         options.setdefault("context", certificates.server())
         options.setdefault("options", LinkOptions(linger=0.3))
         context = options.pop("context")
-        self.listener = Listener(("127.0.0.1", 0), context, {"cmq/2": self._session}, **options)
+        self.listener = Listener(
+            ("127.0.0.1", 0), lambda: context, {"cmq/2": self._session}, **options
+        )
         self.port = self.listener.start()[1]
         self.url = f"cmq://127.0.0.1:{self.port}"
 

@@ -18,7 +18,7 @@ from support.certificates import Certificates
 
 
 async def test_the_port_is_taken(server, certificates: Certificates) -> None:
-    other = Listener(("127.0.0.1", server.port), certificates.server(), {})
+    other = Listener(("127.0.0.1", server.port), certificates.server, {})
     with pytest.raises(ConfigError, match=f"127.0.0.1:{server.port}: the port is taken"):
         other.start()
     other.stop()
@@ -27,11 +27,11 @@ async def test_the_port_is_taken(server, certificates: Certificates) -> None:
 @pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid"])
 async def test_an_address_that_is_not_ours(certificates: Certificates, host: str) -> None:
     with pytest.raises(ConfigError, match=f"{host}:0: this machine has no such address"):
-        Listener((host, 0), certificates.server(), {}).start()
+        Listener((host, 0), certificates.server, {}).start()
 
 
 async def test_every_interface_of_both_kinds(certificates: Certificates) -> None:
-    listener = Listener(("::", 0), certificates.server(), {})
+    listener = Listener(("::", 0), certificates.server, {})
     port = listener.start()[1]
     for host in ("127.0.0.1", "::1"):
         _, writer = await asyncio.open_connection(host, port)

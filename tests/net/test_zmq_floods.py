@@ -85,7 +85,7 @@ def test_a_router_among_a_hundred_thousand_identities(certificates: Certificates
 async def flooded_broker(tls: ssl.SSLContext) -> int:
     """The most connections there were at a time."""
     reception, most = Reception({}), 0
-    listener = ZmqListener(("127.0.0.1", 0), tls, reception)
+    listener = ZmqListener(("127.0.0.1", 0), lambda: tls, reception)
     port = listener.start()[1]
     async with asyncio.timeout(SOON):
         with Strangers(f"tcp://127.0.0.1:{port}"):

@@ -189,12 +189,17 @@ class Rig:
         self.clients: list[Client] = []
 
     async def client(
-        self, name: str = "alice", *, options: LinkOptions | None = None, hello: Hello | None = None
+        self,
+        name: str = "alice",
+        *,
+        options: LinkOptions | None = None,
+        hello: Hello | None = None,
+        zmq: bool = False,
     ) -> Client:
-        """A client that is connected."""
+        """A client that is connected; `zmq`: over ZeroMQ."""
         client = Client(name)
         client.link = await dial(
-            self.broker.url,
+            self.broker.zmq_url if zmq else self.broker.url,
             self.deployment.load(name).ssl_context(),
             hello=hello or Hello(),
             on_frame=client.on_frame,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ciphermq.cli import passphrases
+from ciphermq.cli import passphrases, revocation
 from ciphermq.cli.common import HomeOption, JsonOption, home_directory
 from ciphermq.cli.enrolment import (
     NoPassphraseOption,
@@ -27,9 +27,13 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(no_args_is_help=True, help="Certify requests, renew lists, look closely.")
+    group = typer.Typer(
+        no_args_is_help=True, help="Certify requests, take certificates back, look closely."
+    )
     group.command()(sign)
-    group.command()(crl)
+    group.command("list")(revocation.list_)
+    group.command()(revocation.revoke)
+    group.command()(revocation.crl)
     group.command()(server)
     group.command()(status)
     group.command()(make)
@@ -135,30 +139,6 @@ def sign(
     print(f"Next, where {found} lives:\n  ciphermq identity import {file}")
 
 
-def crl(
-    home: HomeOption = None,
-    passphrase_file: passphrases.AuthorityPassphraseOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Issue the next revocation list, for another 30 days, and put it where it is needed here."""
-    from ciphermq.cli.deployment import Deployment
-    from ciphermq.pki import dates
-
-    deployment = Deployment(home_directory(home))
-    new = open_authority(deployment, passphrase_file).issue_crl(now_ms=now_ms())
-    places = _hand_out(deployment, new)
-    if as_json:
-        print_json({**_about(new), "installed": places})
-        return
-    print(f"Issued revocation list {new.number}, until {dates.spell(new.next_update_ms)}.")
-    for place in places:
-        print(f"  installed in {place}")
-    print(
-        f"A broker on another machine needs {deployment.ca / 'crl.pem'} too; clients get it from "
-        "their broker.\nA broker reads its list when it starts: restart it before the old one ends."
-    )
-
-
 def server(
     host: Annotated[
         list[str] | None,
@@ -188,7 +168,10 @@ def server(
         print_json({"file": str(path), "hosts": hosts, "not_after": view.spell(end)})
         return
     print(f"Renewed {path} until {end:%Y-%m-%d}, for {', '.join(hosts)}.")
-    print("Copy it to the broker's machine if that is another, and restart the broker.")
+    print(
+        "A running broker takes it within seconds, without a restart. If it is on another machine, "
+        "copy the file there."
+    )
 
 
 def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
@@ -212,7 +195,7 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
         "not_after": view.spell(authority.certificate.not_valid_after_utc),
         "clients": len({item.name for item in issued if item.is_client}),
         "certificates": len(issued),
-        "revocation_list": _about(newest),
+        "revocation_list": revocation.about(newest),
     }
     if as_json:
         print_json({**about, "warnings": warnings})
@@ -308,36 +291,6 @@ def adopt(
         return
     print(f"Made {deployment.ca} of {found.subject.rfc4514_string()}. Next:")
     print("  ciphermq identity add admin --url cmq://HOST:PORT" + home_words(home))
-
-
-def _about(crl: RevocationList) -> dict[str, Any]:
-    from ciphermq.client import view
-    from ciphermq.pki import dates
-
-    return {
-        "number": crl.number,
-        "revoked": len(crl.serials),
-        "issued": view.spell(dates.from_ms(crl.this_update_ms)),
-        "expires": view.spell(dates.from_ms(crl.next_update_ms)),
-    }
-
-
-def _hand_out(deployment: Deployment, crl: RevocationList) -> list[str]:
-    """Put the list into the broker's directory and the identities that are here."""
-    from ciphermq.client import enrol
-    from ciphermq.custody import disk
-    from ciphermq.pki.authority import REVOCATION_LIST
-
-    places = []
-    if deployment.server.is_dir():
-        text = (deployment.ca / REVOCATION_LIST).read_bytes()
-        path = deployment.server / REVOCATION_LIST
-        disk.write_file(path, text, mode=disk.PUBLIC, replace=True)
-        places.append(str(deployment.server))
-    for path in deployment.identity_directories():
-        enrol.install_crl(path, crl)
-        places.append(str(path))
-    return places
 
 
 def _warnings(deployment: Deployment, newest: RevocationList) -> list[str]:

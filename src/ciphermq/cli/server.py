@@ -30,6 +30,9 @@ def server(
 ) -> None:
     """Run a broker. Prints one line when it is ready; SIGTERM or Ctrl-C ends it in order.
 
+    Certificates and revocation lists that are replaced are taken over within seconds, on SIGHUP at
+    once.
+
     Every value of the configuration can be overridden by CIPHERMQ_SECTION__KEY in the
     environment.
     """

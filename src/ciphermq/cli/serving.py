@@ -1,4 +1,4 @@
-"""How ``ciphermq server`` serves: the broker's parts put together, and the signals that end it."""
+"""How ``ciphermq server`` serves: the broker's parts put together, and the signals it heeds."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from ciphermq.broker import BrokerLimits
 from ciphermq.catalog.configured import configured_catalog
 from ciphermq.cli.output import print_json
 from ciphermq.engines.embedded import EmbeddedEngine, EmbeddedOptions, StoreOptions
-from ciphermq.errors import CertificateError, ClockWrong
 from ciphermq.net.address import HostPort, spell
-from ciphermq.pki import dates
 from ciphermq.server import trust
 from ciphermq.server.server import Server
 from ciphermq.settings import ServerSettings
@@ -29,6 +27,7 @@ async def serve(settings: ServerSettings, logs: Logging, *, as_json: bool) -> No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _asked_to_stop, stop)
     broker = assemble(settings, logs)
+    loop.add_signal_handler(signal.SIGHUP, broker.reread)
 
     def ready(where: HostPort) -> None:
         _say_ready(where, as_json=as_json)
@@ -61,22 +60,8 @@ def assemble(settings: ServerSettings, logs: Logging) -> Server:
 
 def check_dates(settings: ServerSettings) -> None:
     """Refuse a start after which nobody could connect: a wrong clock or outlived files."""
-    loaded = trust.load(settings.tls)
     now_ms = time.time_ns() // 1_000_000
-    begins_ms = dates.to_ms(loaded.certificate.not_valid_before_utc)
-    ends_ms = dates.to_ms(loaded.certificate.not_valid_after_utc)
-    if now_ms < begins_ms - limits.CLOCK_SKEW * 1000:
-        raise ClockWrong(
-            f"{settings.tls.cert_path} is valid from {dates.spell(begins_ms)}, but this machine's "
-            f"clock says {dates.spell(now_ms)}: set the clock"
-        )
-    if now_ms > ends_ms:
-        raise CertificateError(
-            f"{settings.tls.cert_path} expired on {dates.spell(ends_ms)} (this machine's clock "
-            f"says {dates.spell(now_ms)}): renew it where the authority is"
-        )
-    for crl in loaded.verifier.revocation_lists:
-        crl.check_current(now_ms)
+    trust.load(settings.tls).check_dates(settings.tls.cert_path, now_ms)
 
 
 def _asked_to_stop(stop: asyncio.Event) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,8 +115,7 @@ class Core:
     async def _open(self, line: Line) -> Session:
         session = await open_session(
             line.url,
-            # Read anew each time: a renewed certificate or a newer list counts at once.
-            lambda: asyncio.to_thread(self.identity.ssl_context),
+            lambda: asyncio.to_thread(self._newest_context),
             line,
             server_name=self.identity.server_name,
             options=self._link,
@@ -129,6 +129,15 @@ class Core:
             session.close()
             raise
         return session
+
+    def _newest_context(self) -> ssl.SSLContext:
+        """Read anew each time: a renewed certificate or a newer list counts at once."""
+        self._refresh()
+        return self.identity.ssl_context()
+
+    def _refresh(self) -> None:
+        if self.identity.refresh():
+            _log.info("took over renewed files of the identity", client=self.name)
 
     def _look_at(self, session: Session) -> None:
         hello = session.hello
@@ -184,6 +193,7 @@ class Core:
         while True:
             await asyncio.sleep(limits.CLIENT_ROUND)
             try:
+                await asyncio.to_thread(self._refresh)
                 await self.refresh_crl()
                 if self._receives:
                     await self.register_key()

@@ -30,6 +30,7 @@ from ciphermq.errors import (
     CertificateError,
     ReceiverFault,
     RevocationListStale,
+    SenderRevoked,
     UntrustedSender,
 )
 from ciphermq.model.suites import Suite
@@ -68,10 +69,7 @@ class Identity:
                 f"{path / layout.SETTINGS} is of {self.settings.name!r}, but the certificate "
                 f"{path / layout.CERTIFICATE} is of {self.name!r}: put the right one in place"
             )
-        self.signer = self._signer(secret, token)
-        public_key = self.certificate.public_key()
-        assert isinstance(public_key, ec.EllipticCurvePublicKey)  # noqa: S101 - a signer has it
-        self._key_sha256 = key_sha256(public_key)
+        self.signer = self._signer(self.certificate, secret, token)
         on_token = self.settings.custody == layout.PKCS11
         self.keys = OwnKeys(path / layout.SEALING, secret, token=token, on_token=on_token)
         self.trust = TrustFile(path / layout.TRUST)
@@ -101,8 +99,10 @@ class Identity:
             token = tokens.open_token(path, settings.token, pin)
         return cls(path, read_secret(path, passphrase, token), token)
 
-    def _signer(self, secret: bytes | None, token: Token | None) -> Signer:
-        chain = (self.certificate.public_bytes(Encoding.DER),)
+    def _signer(
+        self, certificate: x509.Certificate, secret: bytes | None, token: Token | None
+    ) -> Signer:
+        chain = (certificate.public_bytes(Encoding.DER),)
         held = self.settings.token
         if token is None or held is None or held.signing_id is None:
             return FileSigner(keyfile.read_key(self.path / layout.KEY, secret), chain)
@@ -151,10 +151,42 @@ class Identity:
 
         Raises `RevocationListStale` when a list on disk is older than one seen before.
         """
-        verifier = ChainVerifier(self.ca_ders)
+        return self._new_verifier(self.ca_ders)
+
+    def _new_verifier(self, authorities: tuple[bytes, ...]) -> ChainVerifier:
+        verifier = ChainVerifier(authorities)
         for der in self.crl_ders:
             self.trust.note_crl(verifier.use_crl(der))
         return verifier
+
+    def _whom_it_believes(self) -> tuple[tuple[bytes, ...], set[bytes]]:
+        """Authorities and revocation lists on the disk."""
+        return layout.read_authorities(self.path), set(self.crl_ders)
+
+    def refresh(self) -> bool:
+        """Take over what was renewed on the disk since it was read: the certificate and its key,
+        authorities, revocation lists. Whether there was anything.
+
+        Raises as `load` and `verifier` do; what can't be taken over leaves the former in place.
+        """
+        certificate = layout.read_certificate(self.path)
+        renewed = certificate != self.certificate
+        if renewed:
+            if names.client_id_of(certificate) != self.name:
+                raise CertificateError(
+                    f"the certificate {self.path / layout.CERTIFICATE} is not of {self.name!r}"
+                )
+            self.signer = self._signer(certificate, self._secret, self._token)
+            self.certificate = certificate
+        lists = {crl.der for crl in self.verifier.revocation_lists}
+        if self._whom_it_believes() != (self.ca_ders, lists):
+            # Whoever installs a list has it on the disk and in use only at the end.
+            with disk.locked(self.path / layout.LOCK):
+                authorities, _ = self._whom_it_believes()
+                self.verifier = self._new_verifier(authorities)
+                self.ca_ders = authorities
+            renewed = True
+        return renewed
 
     def check(self, now_ms: int) -> None:
         """`CertificateError`, with what to do, when the own certificate does not count now;
@@ -164,6 +196,11 @@ class Identity:
         """
         try:
             self.verifier.check_signer(self.signer.chain, now_ms, now_ms)
+        except SenderRevoked as error:
+            raise CertificateError(
+                f"{error}: it needs a new key, with `ciphermq identity renew {self.name} "
+                "--new-key` where the authority is, or an identity made anew"
+            ) from error
         except UntrustedSender as error:
             raise CertificateError(f"{error}: {self._renewal}") from error
         except RevocationListStale:
@@ -231,10 +268,11 @@ class Identity:
         """The key record of `client`, verified against all that is remembered; `TrustFile.accept`
         says what it raises."""
         known = self.trust.known(client)
-        if client == self.name and known and known.pin != self._key_sha256.hex():
+        own = self._key_sha256
+        if client == self.name and known and known.pin != own.hex():
             # Its certificate has a new key, and nobody need tell it which. If it would not believe
             # its own record, it could not tell a key that a sender invented from one that it lost.
-            self.trust.trust(client, self._key_sha256, now_ms)
+            self.trust.trust(client, own, now_ms)
         return self.trust.accept(
             record, expected_client=client, verifier=self.verifier, now_ms=now_ms
         )
@@ -252,6 +290,12 @@ class Identity:
             self.verifier.use_crl(der, lowest=crl.number)
             layout.write_revocation_lists(self.path, crl)
         return True
+
+    @property
+    def _key_sha256(self) -> bytes:
+        public_key = self.certificate.public_key()
+        assert isinstance(public_key, ec.EllipticCurvePublicKey)  # noqa: S101 - a signer has it
+        return key_sha256(public_key)
 
     @property
     def _tls_certificate(self) -> x509.Certificate:

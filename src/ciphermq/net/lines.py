@@ -37,6 +37,8 @@ class LineLink:
         self.options = replace(channel.options, heartbeat=math.inf)
         self.peer = channel.peer
         """The peer's ``host:port``."""
+        self.peer_certificate = channel.peer_certificate
+        """DER."""
         self.tls_version = channel.tls_version
         self._channel = channel
         self._machine = ServerLines(channel.buffers.scratch)

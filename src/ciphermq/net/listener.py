@@ -17,7 +17,7 @@ from ciphermq.net.address import HostPort
 from ciphermq.net.channel import Channel
 from ciphermq.net.conduit import Buffers, Conduit
 from ciphermq.net.options import LinkOptions
-from ciphermq.net.reception import Reception, StartSession
+from ciphermq.net.reception import Check, Reception, StartSession, let_in
 from ciphermq.telemetry import get_logger
 
 _ACCEPTS_A_TURN: Final = 64
@@ -35,17 +35,17 @@ class Listener:
     def __init__(
         self,
         where: HostPort,
-        context: ssl.SSLContext,
+        context: Callable[[], ssl.SSLContext],
         sessions: Mapping[str | None, StartSession] | Reception,
         *,
         options: LinkOptions | None = None,
         max_connections: int = limits.MAX_CONNECTIONS,
         max_connections_per_client: int = limits.MAX_CONNECTIONS_PER_CLIENT,
-        check: Callable[[bytes], None] = lambda _: None,
+        check: Check = let_in,
     ) -> None:
-        """`sessions`: by the protocol's name in TLS, None for a peer that names none; or a
-        reception shared with other roads, whose bounds and check then count. `check`: see
-        `Reception`."""
+        """`context` is asked for that of each new connection. `sessions`: by the protocol's name in
+        TLS, None for a peer that names none; or a reception shared with other roads, whose bounds
+        and check then count."""
         self.where = where
         if not isinstance(sessions, Reception):
             sessions = Reception(
@@ -134,9 +134,10 @@ class Listener:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         _keep_alive(sock)
+        context = self._context()
         channel = Channel(
-            self._context,
-            self._secured,
+            context,
+            partial(self._secured, context),
             partial(self.reception.failed, peer),
             options=self._options,
             buffers=self._buffers,
@@ -181,11 +182,11 @@ class Listener:
             self._full = False
             self._accepting(True)
 
-    def _secured(self, channel: Conduit) -> None:
+    def _secured(self, context: ssl.SSLContext, channel: Conduit) -> None:
         """TLS is up."""
         if isinstance(channel, Channel):
             self._shaken(channel)
-        self.reception.welcome(channel)
+        self.reception.welcome(channel, context)
 
 
 def _listen(where: HostPort) -> socket.socket:

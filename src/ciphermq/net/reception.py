@@ -7,6 +7,7 @@ so that a client's connections count together.
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -30,7 +31,15 @@ from ciphermq.telemetry import Counters, get_logger
 StartSession = Callable[[Conduit, str], None]
 """Called with a new conduit and its client's id: attaches what talks through it."""
 
+Check = Callable[[bytes, ssl.SSLContext], None]
+"""Called with a client's certificate (DER) and the context of its handshake; raises
+`CertificateError` for one that is not let in all the same."""
+
 _log = get_logger("net")
+
+
+def let_in(certificate: bytes, context: ssl.SSLContext) -> None:
+    """The check that finds nothing."""
 
 
 class Reception:
@@ -42,11 +51,9 @@ class Reception:
         *,
         max_connections: int = limits.MAX_CONNECTIONS,
         max_connections_per_client: int = limits.MAX_CONNECTIONS_PER_CLIENT,
-        check: Callable[[bytes], None] = lambda _: None,
+        check: Check = let_in,
     ) -> None:
-        """`sessions`: by the protocol's name in TLS; None stands for a peer that names none.
-
-        `check` is given each client's certificate (DER), and raises `CertificateError`."""
+        """`sessions`: by the protocol's name in TLS; None stands for a peer that names none."""
         self.counters = Counters("accepted", "refused", "tls_failed", "accept_pauses")
         self.max_connections = max_connections
         self.handshaking = 0
@@ -96,15 +103,16 @@ class Reception:
         self.counters.add("refused")
         _log.warning("connection refused", peer=peer, reason=reason)
 
-    def welcome(self, channel: Conduit) -> None:
-        """TLS is up: find out who it is, and hand the channel to the protocol it chose."""
+    def welcome(self, channel: Conduit, context: ssl.SSLContext) -> None:
+        """TLS is up, by `context`: find out who it is, and hand the channel to the protocol it
+        chose."""
         self._clients[channel] = ""
         channel.on_end(partial(self._forget, channel))
         try:
             # Who names no protocol speaks 1.x, if that is let in at all, and 1.x knows no usages.
             required = channel.protocol is not None or None not in self._sessions
             client = client_id_of(channel.peer_certificate, usage_required=required)
-            self._check(channel.peer_certificate)
+            self._check(channel.peer_certificate, context)
             start = self._start_of(channel, client)
         except CertificateError as error:
             self._turn_away(channel, AccessRefused(str(error)))

@@ -102,12 +102,16 @@ class AuthorityDirectory:
                 "place would forget who is revoked"
             ) from error
 
+    def revocations(self) -> list[x509.RevokedCertificate]:
+        """What is on the newest list, by date and reason; raises as `revocation_list`."""
+        return list(x509.load_der_x509_crl(self.revocation_list().der))
+
     def issued(self) -> list[Issued]:
         """Every certificate ever issued, oldest first."""
         found = []
         for path in sorted((self.path / _ISSUED).glob("*.crt")):
             try:
-                found.append(_issued(x509.load_pem_x509_certificate(path.read_bytes())))
+                found.append(issued_as(x509.load_pem_x509_certificate(path.read_bytes())))
             except (OSError, *names.UNREADABLE) as error:
                 raise AuthorityError(f"{path} can't be read: {error}") from error
         return found
@@ -218,7 +222,8 @@ class Authority(AuthorityDirectory):
 
         Raises `AuthorityError` when the last certificate of `name`, ended or not, is for another
         key and is not revoked: whoever got one could take over the name of who has it. With
-        `replace` it is issued all the same.
+        `replace` it is issued all the same. Raises it always when `public_key` was taken back:
+        whoever stole it would have the name again.
         """
         with self._locked():
             last = self.newest(name, only_connects=only_connects)
@@ -229,6 +234,7 @@ class Authority(AuthorityDirectory):
                     "If that key is lost and this is its owner asking, repeat the command with "
                     "--replace"
                 )
+            self._check_not_taken_back(name, public_key)
             issued = profiles.client_certificate(
                 self._issuer, name, public_key, now_ms, lifetime, signs=not only_connects
             )
@@ -292,17 +298,41 @@ class Authority(AuthorityDirectory):
             name, key, now_ms=now_ms, lifetime=lifetime, replace=replace, only_connects=True
         )
 
-    def issue_crl(self, *, now_ms: int, revoke: Iterable[int] = ()) -> RevocationList:
-        """The next revocation list: all of the last one's entries, and the serials `revoke`."""
+    def issue_crl(
+        self,
+        *,
+        now_ms: int,
+        revoke: Iterable[int] = (),
+        reason: x509.ReasonFlags = x509.ReasonFlags.unspecified,
+    ) -> RevocationList:
+        """The next revocation list: all of the last one's entries, and the serials `revoke`.
+
+        What is revoked already keeps its date and its reason. The list is on the disk, whole and
+        synced, when this returns. Raises `RevocationListStale` when it would be too long to use.
+        """
         with self._locked():
             last = self.revocation_list()
-            entries = {entry.serial_number: entry for entry in x509.load_der_x509_crl(last.der)}
+            entries = {entry.serial_number: entry for entry in self.revocations()}
             for serial in revoke:
-                entries.setdefault(serial, profiles.revoked_entry(serial, now_ms))
+                entries.setdefault(serial, profiles.revoked_entry(serial, now_ms, reason))
             crl = profiles.revocation_list(self._issuer, last.number + 1, entries.values(), now_ms)
+            new = RevocationList(crl.public_bytes(_DER), [self.certificate])
             path = self.path / REVOCATION_LIST
             disk.write_file(path, crl.public_bytes(_PEM), mode=disk.PUBLIC, replace=True)
-            return RevocationList(crl.public_bytes(_DER), [self.certificate])
+            return new
+
+    def _check_not_taken_back(self, name: str, public_key: _PublicKey) -> None:
+        """`AuthorityError` when all that was certified of this key for `name` is revoked."""
+        serials = {
+            item.certificate.serial_number
+            for item in self.issued()
+            if item.is_client and item.name == name and item.certificate.public_key() == public_key
+        }
+        if serials and serials <= self.revocation_list().serials:
+            raise AuthorityError(
+                f"the key of {name!r} was taken back: every certificate it had is revoked (serial "
+                f"{max(serials):x}). Make a new identity, or a new request, whose key nobody has"
+            )
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -388,7 +418,8 @@ def key_beneath(directory: Path) -> Path | None:
     return next(directory.rglob(KEY), None)
 
 
-def _issued(certificate: x509.Certificate) -> Issued:
+def issued_as(certificate: x509.Certificate) -> Issued:
+    """A certificate of an authority, and whose it is."""
     try:
         return Issued(names.client_id_of(certificate), True, certificate)
     except CertificateError:

@@ -111,10 +111,15 @@ def revocation_list(
     return builder.sign(issuer.key, _HASH)
 
 
-def revoked_entry(serial: int, now_ms: int) -> x509.RevokedCertificate:
+def revoked_entry(
+    serial: int, now_ms: int, reason: x509.ReasonFlags = x509.ReasonFlags.unspecified
+) -> x509.RevokedCertificate:
     """A line of a revocation list."""
     builder = x509.RevokedCertificateBuilder().serial_number(serial)
-    return builder.revocation_date(dates.from_ms(now_ms)).build()
+    builder = builder.revocation_date(dates.from_ms(now_ms))
+    if reason is not x509.ReasonFlags.unspecified:  # which is said by not saying it (RFC 5280)
+        builder = builder.add_extension(x509.CRLReason(reason), critical=False)
+    return builder.build()
 
 
 def _end_entity(

@@ -18,6 +18,7 @@ from hashlib import sha256
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
@@ -109,6 +110,44 @@ class ChainVerifier:
         """The highest number among the lists in use; 0 without any."""
         return max((crl.number for crl in self._lists.values()), default=0)
 
+    def check_not_older(self, before: ChainVerifier) -> None:
+        """`RevocationListStale` when the list of an authority of both is older here than in
+        `before`, or is none."""
+        for issuer, old in before._lists.items():
+            new = self._lists.get(issuer)
+            if new is not None and new.number < old.number:
+                raise _older(new.number, old.number)
+            if new is None and issuer in self.authorities:
+                raise RevocationListStale(
+                    f"there is no revocation list of {issuer.subject.rfc4514_string()!r} any more"
+                )
+
+    def check_not_revoked(self, certificate: x509.Certificate) -> None:
+        """`CertificateError` when it is on the list in use of the authority that issued it.
+
+        Expired lists count here as well: what was revoked stays so.
+        """
+        serial = certificate.serial_number
+        for issuer, crl in self._lists.items():
+            # Authorities may share a name, so that a number alone says too little.
+            if (
+                serial in crl.serials
+                and certificate.issuer == issuer.subject
+                and _issued_by(certificate, issuer)
+            ):
+                raise CertificateError(
+                    f"the certificate (serial {serial:x}) has been revoked, says revocation list "
+                    f"{crl.number}"
+                )
+
+    def check_issued_here(self, certificate: x509.Certificate) -> None:
+        """`CertificateError` when none of the authorities issued it itself."""
+        if not any(_issued_by(certificate, authority) for authority in self.authorities):
+            raise CertificateError(
+                f"the certificate is of {certificate.issuer.rfc4514_string()!r}, which is no "
+                "authority here any more"
+            )
+
     def use_crl(self, der: bytes, *, lowest: int = 0) -> RevocationList:
         """Judge by this list from now on.
 
@@ -120,10 +159,7 @@ class ChainVerifier:
         old = self._lists.get(new.issuer)
         highest = max(lowest, old.number if old else 0)
         if new.number < highest:
-            raise RevocationListStale(
-                f"revocation list {new.number} is older than {highest}, which was seen before: "
-                "somebody is showing an old one; get the newest from the authority"
-            )
+            raise _older(new.number, highest)
         self._lists[new.issuer] = new
         return new
 
@@ -188,6 +224,21 @@ class ChainVerifier:
         if len(self._signers) >= limits.MAX_SIGNERS:
             self._signers.popitem(last=False)
         self._signers[leaf] = verified
+
+
+def _older(number: int, highest: int) -> RevocationListStale:
+    return RevocationListStale(
+        f"revocation list {number} is older than {highest}, which was seen before: somebody is "
+        "showing an old one; get the newest from the authority"
+    )
+
+
+def _issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def _only_certificate(chain: Sequence[bytes]) -> bytes:

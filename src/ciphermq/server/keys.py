@@ -6,6 +6,8 @@ Nobody has to trust that: whoever fetches a record verifies it again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ciphermq import limits
 from ciphermq.catalog.face import Catalog
 from ciphermq.directory import records
@@ -32,7 +34,10 @@ _log = get_logger("server")
 class KeyDirectory:
     """Key records and the revocation list, for clients."""
 
-    def __init__(self, engine: Engine, catalog: Catalog, verifier: ChainVerifier) -> None:
+    def __init__(
+        self, engine: Engine, catalog: Catalog, verifier: Callable[[], ChainVerifier]
+    ) -> None:
+        """`verifier` is asked for the one that counts now."""
         self._engine = engine
         self._catalog = catalog
         self._verifier = verifier
@@ -40,11 +45,11 @@ class KeyDirectory:
     @property
     def crl_number(self) -> int:
         """The newest revocation list's number."""
-        return self._verifier.crl_number
+        return self._verifier().crl_number
 
     def crl(self) -> bytes:
         """The newest revocation list (DER); `NotFound` without any."""
-        newest = max(self._verifier.revocation_lists, key=lambda crl: crl.number, default=None)
+        newest = max(self._verifier().revocation_lists, key=lambda crl: crl.number, default=None)
         if newest is None:
             raise NotFound("this broker has no revocation list")
         return newest.der
@@ -61,7 +66,7 @@ class KeyDirectory:
             )
         try:
             verified = records.verify(
-                record, expected_client=client, verifier=self._verifier, now_ms=now_ms
+                record, expected_client=client, verifier=self._verifier(), now_ms=now_ms
             )
         except KeyRecordSwapped as error:
             raise AccessRefused(

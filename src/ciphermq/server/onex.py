@@ -347,6 +347,14 @@ class OnexSession:
         del reason
         self._stopping = self.consuming.stopping = True
 
+    def shut_out(self, error: CipherMQError) -> None:
+        """Its certificate counts no more: tell it so, as one line, and end. What it says from here
+        on is not heard, and what it asked for is not begun."""
+        self._commands.clear()
+        self.consuming.end()
+        self.link.send(Failed(str(error)))
+        self.link.fail(error)
+
     def _lost(self, reason: CipherMQError | None) -> None:
         services = self._services
         services.sessions.discard(self)

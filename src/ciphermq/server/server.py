@@ -10,7 +10,7 @@ from typing import Any, Final
 from ciphermq import limits
 from ciphermq.catalog.face import Catalog
 from ciphermq.engines.face import Engine
-from ciphermq.errors import InternalError, Unavailable
+from ciphermq.errors import AccessRefused, CertificateError, InternalError, Unavailable
 from ciphermq.net import address, tls
 from ciphermq.net.address import HostPort
 from ciphermq.net.conduit import Conduit
@@ -20,13 +20,14 @@ from ciphermq.net.listener import Listener
 from ciphermq.net.options import LinkOptions
 from ciphermq.net.reception import Reception, StartSession
 from ciphermq.net.zmq.listener import ZmqListener
-from ciphermq.server import trust
 from ciphermq.server.access import Access
 from ciphermq.server.flow import Flow
 from ciphermq.server.keys import KeyDirectory
 from ciphermq.server.onex import OnexSession
+from ciphermq.server.renewal import TrustKeeper
 from ciphermq.server.services import Services
 from ciphermq.server.session import Session
+from ciphermq.server.trust import Trust
 from ciphermq.settings import ServerSettings
 from ciphermq.telemetry import get_logger
 from ciphermq.telemetry.traffic import Traffic
@@ -70,8 +71,10 @@ class Server:
         self._now_ms = now_ms
         self._log_stats = log_stats or dict
         self._started_ms = now_ms()
-        self._trust = trust.load(
-            settings.tls, tls_1_2=settings.one_x.enabled and settings.one_x.tls_1_2
+        self._trust = TrustKeeper(
+            settings.tls,
+            tls_1_2=settings.one_x.enabled and settings.one_x.tls_1_2,
+            now_ms=now_ms,
         )
         self.services = Services(
             engine=engine,
@@ -100,6 +103,7 @@ class Server:
         )
         self._failure: asyncio.Future[None] | None = None
         self._reminder: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._stopped = False
 
     # --- life -------------------------------------------------------------------------------
@@ -124,8 +128,8 @@ class Server:
         engine.on_event(catalog.note_event)
         for sentence in self._settings.left_out:
             _log.warning(sentence)
-        if self._trust.stray_key is not None:
-            _log.warning(self._trust.stray_key)
+        if (stray := self._trust.current.stray_key) is not None:
+            _log.warning(stray)
         if self._settings.access.allow_all:
             _log.warning("every client may do what an administrator may (access.allow_all)")
         await catalog.start()
@@ -142,6 +146,8 @@ class Server:
             await catalog.stop()
             raise
         self._remind()
+        watching = self._trust.watch(self._settings.tls.reload_seconds, self._judge_again)
+        self._watcher = asyncio.get_running_loop().create_task(watching)
         _log.info("ready", address=address.spell(where))
         return where
 
@@ -160,6 +166,9 @@ class Server:
             self.zmq_listener.stop()
         if self._reminder is not None:
             self._reminder.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
         await self._drain(self._settings.server.drain_seconds)
         await self._close_links()
         if self.zmq_listener is not None:
@@ -208,9 +217,34 @@ class Server:
 
     def _remind(self) -> None:
         """Tell the operator, at the start and every day, what is about to expire."""
-        for warning in self._trust.warnings(self._now_ms()):
+        for warning in self._trust.current.warnings(self._now_ms()):
             _log.warning(warning)
         self._reminder = asyncio.get_running_loop().call_later(limits.DAY, self._remind)
+
+    # --- certificates -----------------------------------------------------------------------
+
+    def reread(self) -> None:
+        """Read certificate, key, authority and revocation list anew: SIGHUP."""
+        self._trust.ask()
+
+    async def _judge_again(self, before: Trust, now: Trust) -> None:
+        """End the connections whose certificates the new files don't let in."""
+        # Only then: to look at a signature takes many times as long as to look for a number.
+        gone = bool({*before.verifier.authorities} - {*now.verifier.authorities})
+        for count, session in enumerate(list(self.services.sessions), 1):
+            try:
+                now.judge(session.link.peer_certificate, issuer=gone)
+            except CertificateError as error:
+                self._trust.counters.add("clients_shut_out")
+                _log.warning(
+                    "client shut out",
+                    client=session.client,
+                    peer=session.link.peer,
+                    reason=str(error),
+                )
+                session.shut_out(AccessRefused(f"{session.client!r} is let in no more: {error}"))
+            if count % limits.EXPEL_SLICE == 0:
+                await asyncio.sleep(0)
 
     # --- sessions and status ----------------------------------------------------------------
 
@@ -245,6 +279,7 @@ class Server:
             "batches_held": sum(session.consuming.held for session in services.sessions),
             "publisher_stops": services.flow.stops,
             "crl_number": services.keys.crl_number,
+            **self._trust.counters.snapshot(),
             **self.reception.counters.snapshot(),
             **services.counters.snapshot(),
         }

@@ -204,6 +204,13 @@ class Session:
         if self.link.open:
             self.link.send(Reconnect(reason=reason))
 
+    def shut_out(self, error: CipherMQError) -> None:
+        """Its certificate counts no more: tell it so, and end. What it says from here on is not
+        heard, not even what is under way."""
+        self.link.attach(lambda _: None, self._lost)
+        self.consuming.end()
+        self.link.fail(error)
+
     def _close(self, frame: Close) -> None:
         """The client sends no more: return what it holds, answer what is owed, then close."""
         self._ending = True

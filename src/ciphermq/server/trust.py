@@ -9,9 +9,16 @@ from typing import NamedTuple
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ciphermq.errors import ConfigError, IdentityError, RevocationListStale
+from ciphermq import limits
+from ciphermq.errors import (
+    CertificateError,
+    ClockWrong,
+    ConfigError,
+    IdentityError,
+    RevocationListStale,
+)
 from ciphermq.net import tls
-from ciphermq.pki import authority, dates, names
+from ciphermq.pki import authority, dates, names, pem
 from ciphermq.pki.names import UNREADABLE
 from ciphermq.pki.verify import ChainVerifier
 from ciphermq.settings import TlsSection
@@ -30,13 +37,43 @@ class Trust(NamedTuple):
         """`CertificateError` for one (DER) that is this server's, and no client's."""
         names.check_not_server(certificate, self.certificate)
 
+    def judge(self, certificate: bytes, *, issuer: bool) -> None:
+        """`CertificateError` for a client's (DER) that counts no more: it is revoked, or where the
+        `issuer` is asked for, none of the authorities has issued it."""
+        loaded = names.load(certificate)
+        self.verifier.check_not_revoked(loaded)
+        if issuer:
+            self.verifier.check_issued_here(loaded)
+
+    def check_dates(self, path: Path, now_ms: int) -> None:
+        """Refuse what nobody could connect to: a wrong clock or outlived files. `path` is the
+        certificate's. Raises `ClockWrong`, `CertificateError` or `RevocationListStale`."""
+        begins_ms = dates.to_ms(self.certificate.not_valid_before_utc)
+        ends_ms = dates.to_ms(self.certificate.not_valid_after_utc)
+        if now_ms < begins_ms - limits.CLOCK_SKEW * 1000:
+            raise ClockWrong(
+                f"{path} is valid from {dates.spell(begins_ms)}, but this machine's clock says "
+                f"{dates.spell(now_ms)}: set the clock"
+            )
+        if now_ms > ends_ms:
+            raise CertificateError(
+                f"{path} expired on {dates.spell(ends_ms)} (this machine's clock says "
+                f"{dates.spell(now_ms)}): renew it where the authority is"
+            )
+        for crl in self.verifier.revocation_lists:
+            crl.check_current(now_ms)
+
     def warnings(self, now_ms: int) -> list[str]:
-        """What ends soon, in words for the operator."""
-        certificate = dates.certificate_warning(
-            self.certificate, "the server's certificate", now_ms
-        )
-        lists = [crl.warning(now_ms) for crl in self.verifier.revocation_lists]
-        return [warning for warning in (certificate, *lists) if warning]
+        """What ends soon or is revoked, in words for the operator."""
+        found = [
+            dates.certificate_warning(self.certificate, "the server's certificate", now_ms),
+            *[crl.warning(now_ms) for crl in self.verifier.revocation_lists],
+        ]
+        try:
+            self.verifier.check_not_revoked(self.certificate)
+        except CertificateError as error:
+            found.append(f"clients refuse this server: {error}; run `ciphermq ca server`")
+        return [warning for warning in found if warning]
 
 
 def load(files: TlsSection, *, tls_1_2: bool = False) -> Trust:
@@ -56,9 +93,12 @@ def load(files: TlsSection, *, tls_1_2: bool = False) -> Trust:
     verifier = ChainVerifier(ders)
     if files.crl_path is not None:
         try:
-            crl = x509.load_pem_x509_crl(files.crl_path.read_bytes())
-            verifier.use_crl(crl.public_bytes(Encoding.DER))
-        except (OSError, RevocationListStale, *UNREADABLE) as error:
+            lists = pem.blocks("X509 CRL", files.crl_path.read_bytes())
+            if not lists:
+                raise RevocationListStale("there is no list in it")
+            for der in lists:
+                verifier.use_crl(der)
+        except (OSError, RevocationListStale, IdentityError) as error:
             raise IdentityError(f"the revocation list {files.crl_path}: {error}") from error
     return Trust(context, verifier, _certificates(files.cert_path)[0], stray_key)
 

@@ -85,6 +85,15 @@ class TlsSection(Section):
         "nobody can be shut out, and nothing of cmq/2 be verified",
     )
 
+    reload_seconds: float = Field(
+        default=limits.TRUST_POLL,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="seconds between looks whether these files have changed, up to 3600; 0: only "
+        "on SIGHUP",
+    )
+
     allow_authority_key: bool = Field(
         default=False,
         description="true or false: start although the authority's private key lies beside the "

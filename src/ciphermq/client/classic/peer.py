@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -42,13 +45,17 @@ class Peer:
     client: str
     """The client's id: the CN of its certificate."""
     context: ssl.SSLContext
+    """Of the files as they were at the start."""
     server_name: str
+    read_context: Callable[[], ssl.SSLContext]
+    """Of the files as they are now."""
 
     @classmethod
     def of(cls, file: ClientFile) -> Peer:
         """What a configuration says. `ConfigError` or `IdentityError` for files that are none."""
         tls = file.tls
-        context = onex_client_context(
+        read_context = partial(
+            onex_client_context,
             certificate=tls.client_cert_path,
             key=tls.client_key_path,
             authority=tls.certificate_path,
@@ -61,14 +68,21 @@ class Peer:
             file.server_address,
             file.server_port,
             _client_id(tls.client_cert_path),
-            context,
+            read_context(),
             named if tls.check_hostname else LOCALHOST,
+            read_context,
         )
 
     async def connect(self, limit: float) -> OnexLine:
-        """A connection; raises as `OnexLine.open`."""
-        where = (self.host, self.port)
-        return await OnexLine.open(where, self.context, server_name=self.server_name, limit=limit)
+        """A connection, by the files as they are now; raises as `OnexLine.open`."""
+        where, context = (self.host, self.port), await asyncio.to_thread(self._newest)
+        return await OnexLine.open(where, context, server_name=self.server_name, limit=limit)
+
+    def _newest(self) -> ssl.SSLContext:
+        try:
+            return self.read_context()
+        except IdentityError:
+            return self.context  # they are being replaced, and the former ones may still do
 
 
 def check_files(file: ClientFile, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from functools import partial
 
 import zmq
@@ -39,12 +40,13 @@ class ZmqListener:
     def __init__(
         self,
         where: HostPort,
-        context: ssl.SSLContext,
+        context: Callable[[], ssl.SSLContext],
         reception: Reception,
         *,
         options: LinkOptions | None = None,
     ) -> None:
-        """`reception` may be shared with other roads."""
+        """`context` is asked for that of each new session; `reception` may be shared with other
+        roads."""
         self.where = where
         self._context = context
         self._reception = reception
@@ -131,11 +133,12 @@ class ZmqListener:
             first.abort()
             self._reception.displaced(first.peer)
         self._reception.counters.add("accepted")
+        context = self._context()
         channel = ZmqChannel(
-            TlsPump(self._context),
+            TlsPump(context),
             token,
             self._send_hard,
-            partial(self._secured, key),
+            partial(self._secured, key, context),
             partial(self._failed, key),
             role=Role.SERVER,
             peer=peer,
@@ -148,9 +151,9 @@ class ZmqListener:
         channel.on_end(partial(self._forget, key, channel))
         return channel
 
-    def _secured(self, key: _Key, channel: Conduit) -> None:
+    def _secured(self, key: _Key, context: ssl.SSLContext, channel: Conduit) -> None:
         self._shaken(key)
-        self._reception.welcome(channel)
+        self._reception.welcome(channel, context)
 
     def _failed(self, key: _Key, error: CipherMQError) -> None:
         channel = self._channels.get(key)
