@@ -668,6 +668,10 @@ rarely end by themselves, and all of them coming again at once is what nobody wa
 PROXY_HANDOVER_TIMEOUT: Final = 60.0
 """For a successor to start its workers, once it has been given everything."""
 
+PROXY_HANDOVER_NUMBERS: Final = 100_000
+"""Sessions that the old process may still number while its successor starts: each number is to
+mean one session of both."""
+
 PROXY_CONTROL_LINE: Final = 64 * KIB
 """One command: a farm of a thousand backends fits."""
 

@@ -206,3 +206,28 @@ def test_both_ends_keep_the_boundaries_of_messages() -> None:
     assert near.type & socket.SOCK_SEQPACKET == socket.SOCK_SEQPACKET
     near.close()
     far.close()
+
+
+async def test_what_can_not_be_read_keeps_nobody_waiting() -> None:
+    """Another version at the other end is told so at once; and nonsense ends the conversation."""
+
+    async def wrong(message: Any, _: list[int]) -> str:
+        return "neither true nor false"
+
+    lost = asyncio.Event()
+    async with asyncio.timeout(30):
+        with talking(wrong, Closed | DoSession, lost.set) as (asking, _):
+            with pytest.raises(ProxyError, match="This version can't read that"):
+                await asking.ask(ListSessions())
+            with pytest.raises(ProxyError, match="answer can't be read"):
+                await asking.ask(DoSession(1, "pause"))
+            assert not lost.is_set()
+        near, far = socket_pair()
+        listening = Channel(near, ToWorker, wrong, lost.set)
+        waiting = listening.ask(ListSessions())
+        with far:
+            far.send(b"\0\xc1")
+            with pytest.raises(ChannelLost):
+                await waiting
+        assert lost.is_set()
+        assert listening.closed

@@ -17,6 +17,7 @@ from ciphermq import limits
 from ciphermq.errors import ConfigError
 from ciphermq.proxy.logs import OFF, Lines, Writer
 from ciphermq.telemetry import get_logger
+from support.rabbitmq import wait_until
 
 log = get_logger("proxy.tested")
 
@@ -189,3 +190,25 @@ def test_a_full_disk_is_counted(tmp_path: Path) -> None:
     writer.stop()
     assert writer.failures == 1
     assert texts(tmp_path) == [b"kept\n"]
+
+
+def test_a_new_day_without_its_directory_ends_no_logging(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "logs"
+    console = io.BytesIO()
+    writer = Writer(directory, "proxy", console)
+    writer.take(b"today\n", b"")
+    directory_gone = tmp_path / "gone"
+    wait_until(lambda: texts(directory) == [b"today\n"])
+    directory.rename(directory_gone)
+    tomorrow = time.time() + limits.DAY
+    monkeypatch.setattr("ciphermq.proxy.logs.time.time", lambda: tomorrow)
+    writer.take(b"lost\n", b"lost\n")
+    writer.take(b"lost, too\n", b"lost, too\n")
+    wait_until(lambda: console.getvalue() == b"lost\nlost, too\n")
+    assert writer.failures == 2
+    directory_gone.rename(directory)
+    writer.take(b"back\n", b"")
+    writer.stop()
+    assert texts(directory) == [b"today\n", b"back\n"]

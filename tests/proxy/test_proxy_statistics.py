@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import json
-from collections.abc import Sequence
+import socket
+from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 from hypothesis import given
@@ -13,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ciphermq import limits
 from ciphermq.proxy.messages import Report
-from ciphermq.proxy.metrics import FAMILIES, PREFIX, Facts, page
+from ciphermq.proxy.metrics import FAMILIES, PREFIX, Facts, MetricsPage, page
+from ciphermq.proxy.model import Destination
 from ciphermq.proxy.sampling import Sample, Sampler
 from ciphermq.proxy.statistics import (
     FIELDS,
@@ -27,7 +31,7 @@ from ciphermq.proxy.statistics import (
     Tally,
     show,
 )
-from ciphermq.proxy.statsd import datagrams
+from ciphermq.proxy.statsd import StatsdSender, datagrams
 
 COUNTS = st.builds(Counts, *(st.integers(0, 2**40) for _ in FIELDS))
 LINES = st.builds(Lines, *(st.sampled_from(["", "a", "b"]) for _ in range(4)))
@@ -250,3 +254,67 @@ async def test_readers_share_one_round_of_questions() -> None:
     done = asked
     await asyncio.sleep(0.05)
     assert asked == done  # nobody wants to know: nobody is asked
+
+
+async def test_a_process_that_can_not_look_at_itself_ends_no_statistics() -> None:
+    """As one that has no descriptor left can't for a while."""
+    asked = 0
+
+    async def ask() -> Sequence[Report | None]:
+        return [report(1, 0)]
+
+    def own() -> Process:
+        nonlocal asked
+        asked += 1
+        if asked in (1, 3):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return Process()
+
+    async with asyncio.timeout(30):
+        snapshots = Sampler(ask, own, 0.01).snapshots()
+        async with contextlib.aclosing(snapshots):
+            assert (await anext(snapshots)).rss_kb >= 0
+    assert asked >= 4
+
+
+async def test_a_scraper_that_stops_reading_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PROXY_CONTROL_TIMEOUT", 0.2)
+    tally = Tally()
+    for number in range(8000):
+        tally.vhosts[f"vhost {number}"] = Counts()
+
+    async def ask() -> Facts:
+        return facts(tally)
+
+    own = asyncio.all_tasks()
+    metrics = MetricsPage(Destination("127.0.0.1", 0), ask)
+    await metrics.start()
+    with socket.socket() as scraper:
+        scraper.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        scraper.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(scraper, ("127.0.0.1", metrics.port))
+        await loop.sock_sendall(scraper, b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert await loop.sock_recv(scraper, 1) == b"H"
+        async with asyncio.timeout(30):
+            while asyncio.all_tasks() - own:
+                await asyncio.sleep(0.02)
+    await metrics.close()
+
+
+async def test_a_name_that_no_dns_has_costs_datagrams_only() -> None:
+    """A file may say what no command takes."""
+
+    async def snapshots() -> AsyncGenerator[Snapshot, None]:
+        while True:
+            yield snapshot()
+            await asyncio.sleep(0.01)
+
+    place = Destination(f"{'long' * 20}.example", 8125)
+    sender = StatsdSender(place, snapshots, lambda: False)
+    try:
+        async with asyncio.timeout(30):
+            while sender.lost < 2 * len(list(datagrams(snapshot(), per_source=False))):
+                await asyncio.sleep(0.01)
+    finally:
+        await sender.close()

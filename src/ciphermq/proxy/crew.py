@@ -63,25 +63,26 @@ class Crew:
         (answer,) = await self._gather([(self._members[number], question, descriptors)])
         return answer
 
-    async def ask_all(
+    def ask_all(
         self,
         question: Callable[[int], Any],
         descriptors: Callable[[int], Sequence[int]] = lambda _: (),
         patience: float | None = limits.PROXY_ANSWER_TIMEOUT,
-    ) -> list[Any]:
+    ) -> Awaitable[list[Any]]:
         """Every worker's answer, in order; None from those that are dead or die meanwhile.
 
-        All are asked before this awaits anything. `ProxyError` when one refuses or is late.
+        All have been asked when this returns, before anything is awaited. `ProxyError` when one
+        refuses or is late.
         """
         asked = [(one, question(one.number), descriptors(one.number)) for one in self._members]
-        return await self._gather(asked, patience)
+        return self._gather(asked, patience)
 
     def pids(self) -> list[int | None]:
         """The workers' processes."""
         return [one.process.pid if one.process else None for one in self._members]
 
     async def stop(self) -> None:
-        """End all of them, at once. May be repeated."""
+        """End all of them, at once; none is left when this returns. May be repeated."""
         self._ending.set()
         keepers = [one.keeper for one in self._members if one.keeper is not None]
         for member in self._members:
@@ -91,6 +92,10 @@ class Crew:
         for keeper in keepers:
             keeper.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
+        # What a worker holds, sockets above all, is free only when it is really gone.
+        gone = [asyncio.ensure_future(one.process.wait()) for one in self._members if one.process]
+        if gone:
+            await asyncio.wait(gone, timeout=limits.PROXY_WORKER_KILL)
 
     def _gather(
         self,

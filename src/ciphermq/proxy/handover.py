@@ -8,6 +8,9 @@ Beside its control socket ``PATH`` a proxy listens on ``PATH.handover``. A succe
 2. The successor starts its workers, which accept from the same sockets as the old one's do.
 3. It says `Taken`. The old process stops accepting and being steered, answers, and lets its
    sessions finish.
+4. While they last, the new process passes on to it what it tells its own workers: changes, and
+   whatever is asked of sessions (`Predecessor`). So a vhost is paused in both, and no session is
+   out of reach.
 
 No socket is ever closed that anybody could be waiting in, so no client is refused, and nobody who
 connects to the control socket either.
@@ -27,10 +30,10 @@ from typing import Any, Final, Protocol
 from ciphermq import limits
 from ciphermq.errors import ChannelLost, HandoverFailed, ProxyError
 from ciphermq.proxy.ipc import Channel, WithDescriptors, close_all
-from ciphermq.proxy.messages import Estate, Taken, TakeOver
+from ciphermq.proxy.messages import Estate, Steering, Taken, TakeOver, ToPredecessor
 from ciphermq.telemetry import get_logger
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of what is said here; a successor of another one is refused, and starts afresh."""
 
 _CREDENTIALS: Final = struct.Struct("3i")
@@ -55,6 +58,9 @@ class Testator(Protocol):
     async def let_go(self) -> None:
         """The successor serves: stop accepting and being steered; then drain, and end.
         `ProxyError` when nothing was bequeathed."""
+
+    async def follow(self, message: Steering) -> Any:
+        """The successor was told this, and it concerns the sessions that are left here, too."""
 
 
 class Handover:
@@ -100,13 +106,17 @@ class Handover:
         if user not in (0, os.geteuid()) or self._channel is not None:
             sock.close()  # a stranger, or a second successor at a time
             return
-        self._channel = Channel(sock, TakeOver | Taken, self._handle, self._lost)
+        self._channel = Channel(sock, ToPredecessor, self._handle, self._lost)
 
     async def _handle(self, message: Any, _: list[int]) -> Any:
         if isinstance(message, Taken):
             await self._testator.let_go()
             self.close(unlink=False)
             return None
+        if not isinstance(message, TakeOver):
+            if not self._gone:
+                raise ProxyError("This proxy has no successor yet.")
+            return await self._testator.follow(message)
         if message.version != VERSION:
             raise HandoverFailed(
                 f"The running proxy hands over in version {VERSION}, not {message.version}: "
@@ -126,8 +136,9 @@ class Handover:
 class Succession:
     """The new process' side, from `begin` to `finish`."""
 
-    def __init__(self, channel: Channel, estate: Estate, descriptors: list[int]) -> None:
-        self._channel = channel
+    def __init__(self, predecessor: Predecessor, estate: Estate, descriptors: list[int]) -> None:
+        self.predecessor = predecessor
+        self._finished = False
         self.estate = estate
         self.control = socket.socket(fileno=descriptors[0])
         """The control socket, which listens already."""
@@ -152,36 +163,76 @@ class Succession:
                 f"the control socket {control}?"
             ) from error
 
-        async def handle(_: Any, __: list[int]) -> None:
-            return None
+        predecessor = Predecessor(sock)
+        estate, descriptors = await predecessor.hand_over(TakeOver(VERSION))
+        return cls(predecessor, estate, descriptors)
 
-        channel = Channel(sock, TakeOver | Taken, handle)
-        answer = await _answer(channel, channel.ask(TakeOver(VERSION)))
-        estate, descriptors = answer
-        return cls(channel, estate, descriptors)
-
-    async def finish(self) -> None:
+    async def finish(self) -> Predecessor:
         """Say that this process serves; when this returns, the old one no longer does."""
-        await _answer(self._channel, self._channel.ask(Taken()))
-        self._channel.close()
+        await self.predecessor.hand_over(Taken())
+        self._finished = True
+        return self.predecessor
 
     def abandon(self) -> None:
         """Leave everything to the old process. Nothing, after `finish`."""
-        if not self._channel.closed:
-            self._channel.close()
+        if not self._finished:
+            self._finished = True
+            self.predecessor.close()
             self.control.close()
             close_all(self._descriptors)
 
 
-async def _answer(channel: Channel, answer: Awaitable[Any]) -> Any:
-    try:
-        async with asyncio.timeout(limits.PROXY_HANDOVER_TIMEOUT):
-            return await answer
-    except TimeoutError as error:
-        channel.close()
-        raise HandoverFailed("The running proxy doesn't answer its successor.") from error
-    except ChannelLost as error:
-        raise HandoverFailed("The running proxy has ended while it handed over.") from error
-    except ProxyError as error:
-        channel.close()
-        raise HandoverFailed(str(error)) from error
+class Predecessor:
+    """The old process, as the new one sees it: until it has handed over, and then until the last of
+    its sessions has ended."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        """`sock` is connected to its `Handover`."""
+        self._ended = asyncio.Event()
+        self._channel = Channel(sock, ToPredecessor, _heed, self._ended.set)
+
+    async def hand_over(self, question: TakeOver | Taken) -> Any:
+        """Its answer to a step of the handover. `HandoverFailed` when there is none."""
+        try:
+            async with asyncio.timeout(limits.PROXY_HANDOVER_TIMEOUT):
+                return await self._channel.ask(question)
+        except TimeoutError as error:
+            self.close()
+            raise HandoverFailed("The running proxy doesn't answer its successor.") from error
+        except ChannelLost as error:
+            raise HandoverFailed("The running proxy has ended while it handed over.") from error
+        except ProxyError as error:
+            self.close()
+            raise HandoverFailed(str(error)) from error
+
+    def ask(
+        self, question: Steering, patience: float = limits.PROXY_ANSWER_TIMEOUT
+    ) -> Awaitable[Any]:
+        """Its answer, or None when it has ended or does meanwhile. It has been asked when this
+        returns. `ProxyError` when it refuses or is late."""
+        return self._answer(self._channel.ask(question), patience)
+
+    async def ended(self) -> None:
+        """Wait for its end."""
+        await self._ended.wait()
+
+    def close(self) -> None:
+        """Say nothing to it any more. May be repeated."""
+        self._channel.close()
+        self._ended.set()
+
+    @staticmethod
+    async def _answer(answer: Awaitable[Any], patience: float) -> Any:
+        try:
+            async with asyncio.timeout(patience):
+                return await answer
+        except ChannelLost:
+            return None
+        except TimeoutError as error:
+            raise ProxyError(
+                "The process before this one, where sessions still go on, doesn't answer."
+            ) from error
+
+
+async def _heed(_: Any, __: list[int]) -> None:
+    """A predecessor asks nothing."""

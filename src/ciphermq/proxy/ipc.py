@@ -201,9 +201,20 @@ class Channel:
                     return
 
     def _take(self, message: bytes, descriptors: list[int]) -> None:
-        envelope = _envelopes.decode(message)
+        try:
+            envelope = _envelopes.decode(message)
+        except msgspec.DecodeError:
+            # Whatever else it meant to say is out of step: whoever waits must not wait for it.
+            close_all(descriptors)
+            self._lose()
+            return
         if envelope.kind in (_TOLD, _ASKED):
-            question = self._questions.decode(envelope.body)
+            try:
+                question = self._questions.decode(envelope.body)
+            except msgspec.DecodeError as error:
+                close_all(descriptors)
+                self._unreadable(envelope, error)
+                return
             answering = self._answer(envelope, question, descriptors)
             task = self._loop.create_task(answering)
             self._tasks.add(task)
@@ -215,8 +226,19 @@ class Channel:
         elif envelope.kind == _REFUSED:
             future.set_exception(ProxyError(_sentences.decode(envelope.body)))
         else:
-            answer = msgspec.msgpack.decode(envelope.body, type=ANSWERS[asked])
+            try:
+                answer = msgspec.msgpack.decode(envelope.body, type=ANSWERS[asked])
+            except msgspec.DecodeError as error:
+                close_all(descriptors)
+                future.set_exception(ProxyError(f"The answer can't be read: {error}"))
+                return
             future.set_result((answer, descriptors) if descriptors else answer)
+
+    def _unreadable(self, envelope: _Envelope, error: msgspec.DecodeError) -> None:
+        """Another version of the proxy may ask what this one doesn't know: it is told so."""
+        _log.error("a message could not be read", reason=str(error))
+        if envelope.kind == _ASKED:
+            self._send(envelope.number, _REFUSED, f"This version can't read that: {error}")
 
     async def _answer(self, envelope: _Envelope, question: Any, descriptors: list[int]) -> None:
         asked = envelope.kind == _ASKED

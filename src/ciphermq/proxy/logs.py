@@ -235,7 +235,6 @@ class _File:
     def _open(self) -> None:
         """Begin a new file, and remove the oldest ones where there are too many bytes."""
         now = time.time()
-        self._until = (now // limits.DAY + 1) * limits.DAY
         numbers = [int(found[1]) for path in self._files() if (found := self._match(path))]
         number = max(numbers, default=-1) + 1
         today = datetime.fromtimestamp(now, UTC).strftime("%Y%m%d")
@@ -243,7 +242,9 @@ class _File:
         # Another proxy that logs to the same directory may have taken the number just now: two
         # may share a file, since every write is an append.
         self._out = path.open("ab", buffering=0)
+        # Only now: while there is no new file, each write is to try again.
         self._size = self._out.tell()
+        self._until = (now // limits.DAY + 1) * limits.DAY
         self._remove_oldest(keep=path)
 
     def _files(self) -> list[Path]:

@@ -267,7 +267,8 @@ def _run(
     import uvloop
 
     from ciphermq.proxy.logs import OFF, Writer
-    from ciphermq.proxy.supervisor import Options, Supervisor
+    from ciphermq.proxy.options import Options
+    from ciphermq.proxy.supervisor import Supervisor
 
     control_path = namespace.control or control
     options = Options(

@@ -132,7 +132,8 @@ class TakeOver(_Message, frozen=True):
 
 
 class Taken(_Message, frozen=True):
-    """The new process serves: the old one lets go and drains its sessions."""
+    """The new process serves: the old one lets go and drains its sessions. From then on the new one
+    passes on what is to be said to all sessions, as to a worker."""
 
 
 # --- answers -----------------------------------------------------------------------------------
@@ -170,7 +171,9 @@ ToWorker = (
     | Drain
 )
 ToSupervisor = Log | MayOpen | Closed | Held
-ToPredecessor = TakeOver | Taken
+Steering = Apply | ListSessions | DoSession | DoVhost | Drain
+"""What a worker is told, and a predecessor too while its sessions last."""
+ToPredecessor = TakeOver | Taken | Steering
 
 ANSWERS: Final[Mapping[type, Any]] = {
     Begin: None,

@@ -224,8 +224,11 @@ class MetricsPage:
             pass  # it left, stalled, or said too much: nobody to tell
         finally:
             writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(limits.PROXY_CONTROL_TIMEOUT):
+                    await writer.wait_closed()
+            # Who has stopped reading in the middle of the page would keep it, and this, for ever.
+            writer.transport.abort()
 
     async def _answer(self, head: bytes) -> tuple[str, str, bytes]:
         plain = "text/plain; charset=utf-8"

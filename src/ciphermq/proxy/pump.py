@@ -41,6 +41,7 @@ class Pump:
         "_loop",
         "_most",
         "_on_cut",
+        "_pause",
         "_watcher",
         "broken",
         "bytes",
@@ -73,6 +74,7 @@ class Pump:
         self._most = limits.PROXY_BUFFER
         self._cut = b""
         self._on_cut: Callable[[], None] | None = None
+        self._pause: asyncio.TimerHandle | None = None
 
     def start(self, first: bytes = b"") -> None:
         """Begin, with these bytes of the source that were read before."""
@@ -90,7 +92,11 @@ class Pump:
         """No more bytes a second than this from now on."""
         self.pace = pace
         self._most = pace.most if pace else limits.PROXY_BUFFER
-        # What the former one held back need not wait for as long as that one would have.
+        # What the former one held back need not wait for as long as that one would have; and what
+        # this one will hold back must not be let go when the former one would have.
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
         self.source.release(PACED)
 
     def cut(self, last: bytes, then: Callable[[], None]) -> None:
@@ -137,7 +143,7 @@ class Pump:
             self._watcher.alarmed(self.meter.rate)
         if self.pace is not None and (delay := self.pace.took(size, self._loop.time())):
             self.source.hold(PACED)
-            self._loop.call_later(delay, self.source.release, PACED)
+            self._pause = self._loop.call_later(delay, self.source.release, PACED)
         return True
 
     def _drained(self) -> None:

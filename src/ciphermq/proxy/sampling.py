@@ -119,7 +119,9 @@ class Sampler:
     async def _try_sample(self) -> Sample | None:
         try:
             return await self.sample()
-        except ProxyError as error:
+        except (ProxyError, OSError) as error:
+            # Out of descriptors, a process can't look at itself either. All who listen wait for
+            # the next sample, so there must be one.
             _log.error("no statistics", reason=str(error))
             return None
 

@@ -111,9 +111,10 @@ class StatsdSender:
         except TimeoutError:
             self.lost += len(lines)
             self._say("its name is not found in time", place)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            # A name that no DNS could have is one of the latter.
             self.lost += len(lines)
-            self._say(error.strerror or str(error), place)
+            self._say(getattr(error, "strerror", None) or str(error), place)
         else:
             self._say("", place)
 

@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from ciphermq.proxy.config import load
 from ciphermq.proxy.control.desk import Desk
 from ciphermq.proxy.control.lookup import with_addresses
 from ciphermq.proxy.crew import Crew
-from ciphermq.proxy.handover import Handover, Succession
+from ciphermq.proxy.handover import Handover, Predecessor, Succession
 from ciphermq.proxy.limits import ConnectionLimits
 from ciphermq.proxy.listeners import ListeningSockets, close_sockets
 from ciphermq.proxy.logs import Lines, Writer
@@ -41,11 +40,13 @@ from ciphermq.proxy.messages import (
     ListSessions,
     Log,
     MayOpen,
+    Steering,
     StopAccepting,
 )
 from ciphermq.proxy.metrics import Facts, MetricsPage
 from ciphermq.proxy.model import Configuration, Listener
 from ciphermq.proxy.office import SessionAct, VhostAct
+from ciphermq.proxy.options import Options
 from ciphermq.proxy.process import claim_control, notify, process_now, raise_open_files
 from ciphermq.proxy.sampling import Sampler
 from ciphermq.proxy.statistics import Snapshot
@@ -54,23 +55,6 @@ from ciphermq.proxy.timeouts import Timeouts
 from ciphermq.telemetry import get_logger
 
 _log = get_logger("proxy.supervisor")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What the command line says."""
-
-    control: Path
-    config_file: Path | None = None
-    workers: int = 1
-    changes: tuple[Change, ...] = ()
-    """Made to the configuration before anything starts."""
-    take_over: bool = False
-    console_level: int = 0
-    file_level: int = 3
-    log_as_json: bool = False
-    period: float = limits.PROXY_STATISTICS_PERIOD
-    handover_drain: float = limits.PROXY_HANDOVER_DRAIN
 
 
 class Supervisor:
@@ -92,6 +76,8 @@ class Supervisor:
         self._bequeathed = False
         """Whether `_changing` is held for a successor."""
         self._ending = asyncio.Event()
+        self._told_to_end = False
+        """By a signal, which the second time means at once."""
         self._succeeded = False
         self._owns_control = False
         self._sockets = ListeningSockets(options.workers)
@@ -102,6 +88,7 @@ class Supervisor:
         )
         self._control: asyncio.Server | None = None
         self._handover: Handover | None = None
+        self._predecessor: Predecessor | None = None
         self._metrics: MetricsPage | None = None
         self._statsd: StatsdSender | None = None
         self._background: set[asyncio.Task[Any]] = set()
@@ -157,7 +144,7 @@ class Supervisor:
         await self._crew.start()
         if succession is not None:
             # From here on there is no way back: the old process lets go.
-            await succession.finish()
+            self._predecessor = await succession.finish()
             control = succession.control
             self._owns_control = True
         if configuration.metrics is not None:
@@ -179,10 +166,14 @@ class Supervisor:
         self._loop.add_signal_handler(signal.SIGUSR2, self._soon, self._start_successor)
 
     def _asked_to_end(self) -> None:
-        if self._ending.is_set():
+        if self._told_to_end or (self._ending.is_set() and not self._succeeded):
             # Asked twice: whoever waits no longer is not kept.
             os.write(2, b"ciphermq-proxy: ended at once\n")
             os._exit(1)
+        self._told_to_end = True
+        if self._succeeded:
+            # A service manager asks all processes: its sessions are told what the others are.
+            self._soon(self.follow, self._stopping())
         self.exit()
 
     async def _reload(self) -> None:
@@ -204,27 +195,34 @@ class Supervisor:
             sys.executable, *arguments, "--take-over", start_new_session=True
         )
 
+    def _stopping(self) -> Drain:
+        return Drain(0.0, 0.0, self._timeouts().drain, "the proxy is stopping")
+
     async def _end(self) -> None:
         """Drain, in order; everything is let go of by `_clear`."""
-        drain = self._timeouts().drain
+        question = self._stopping()
         if self._succeeded:
+            seconds = self._options.handover_drain
             question = Drain(
-                self._options.handover_drain,
-                min(self._options.handover_drain, limits.PROXY_HANDOVER_SPREAD),
-                drain,
+                seconds,
+                min(seconds, limits.PROXY_HANDOVER_SPREAD),
+                question.close_seconds,
                 "the proxy was replaced",
             )
         else:
             notify("STOPPING=1\nSTATUS=Draining sessions")
             self._sockets.close()
             await self._crew.ask_all(lambda _: StopAccepting(drain_backlog=True))
-            question = Drain(0.0, 0.0, drain, "the proxy is stopping")
         _log.info("sessions are drained", seconds=question.patience + question.close_seconds)
         whole = question.patience + question.spread + question.close_seconds
-        answers = await self._crew.ask_all(
-            lambda _: question, patience=whole + limits.PROXY_WORKER_KILL
-        )
-        cut = sum(answer for answer in answers if answer)
+        patience = whole + limits.PROXY_WORKER_KILL
+        if self._succeeded:
+            cut = _sum(await self._crew.ask_all(lambda _: question, patience=patience))
+            if self._predecessor is not None:
+                # Whoever steers this process' sessions reaches that one's through it.
+                await self._predecessor.ended()
+        else:
+            cut = _sum(await self._ask_everybody(question, patience))
         _log.info("the end", sessions_cut_off=cut)
 
     async def _clear(self) -> None:
@@ -239,15 +237,22 @@ class Supervisor:
         if self._statsd is not None:
             await self._statsd.close()
         await self._crew.stop()
+        if self._predecessor is not None:
+            self._predecessor.close()
         self._sockets.close()
         for task in self._background:
             task.cancel()
         self._lines.stop()
 
-    def _soon(self, work: Callable[[], Any]) -> None:
-        task = self._loop.create_task(work())
+    def _soon(self, work: Callable[..., Any], *arguments: Any) -> None:
+        task = self._loop.create_task(work(*arguments))
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("what a signal or a change asked for failed", exc_info=error)
 
     # --- what commands ask: see `office.Office` ---
 
@@ -287,31 +292,45 @@ class Supervisor:
         self._sockets.settle(now.listeners, prepared)
         fresh = tuple(prepared)
         shares = [self._sockets.of(number, fresh) for number in range(self._crew.size)]
-        asking = self._crew.ask_all(
-            lambda number: Apply(change, shares[number][0]), lambda number: shares[number][1]
-        )
+        asking = [
+            self._crew.ask_all(
+                lambda number: Apply(change, shares[number][0]), lambda number: shares[number][1]
+            )
+        ]
+        if self._predecessor is not None:
+            asking.append(self._predecessor.ask(Apply(change)))
         self._set_levels()
         if now.metrics != before.metrics:
             page, self._metrics = self._metrics, page
             if page is not None:
                 await page.close()
         self._set_statsd()
-        await asking
+        await asyncio.gather(*asking)
+
+    async def _ask_everybody(
+        self, question: Steering, patience: float = limits.PROXY_ANSWER_TIMEOUT
+    ) -> list[Any]:
+        """The answers of all who have sessions: of the workers, and of the process before this one
+        while its own last."""
+        asking = [self._crew.ask_all(lambda _: question, patience=patience)]
+        if self._predecessor is None:
+            return await asking[0]
+        answers, its = await asyncio.gather(*asking, self._predecessor.ask(question, patience))
+        return [*answers, its]
 
     async def sessions(self) -> list[Mapping[str, object]]:
         """See `office.Office`."""
-        answers = await self._crew.ask_all(lambda _: ListSessions())
+        answers = await self._ask_everybody(ListSessions())
         sessions = [session for answer in answers if answer for session in answer]
         return sorted(sessions, key=lambda session: session["id"])
 
     async def session(self, number: int, act: SessionAct) -> bool:
         """See `office.Office`."""
-        return any(await self._crew.ask_all(lambda _: DoSession(number, act)))
+        return any(await self._ask_everybody(DoSession(number, act)))
 
     async def vhost(self, vhost: str, act: VhostAct) -> int:
         """See `office.Office`."""
-        answers = await self._crew.ask_all(lambda _: DoVhost(vhost, act))
-        return sum(answer for answer in answers if answer)
+        return _sum(await self._ask_everybody(DoVhost(vhost, act)))
 
     def statistics(self) -> AsyncGenerator[Snapshot, None]:
         """See `office.Office`."""
@@ -358,10 +377,11 @@ class Supervisor:
             raise
         self._bequeathed = True
         listeners, descriptors = self._sockets.all()
+        next_id = max([self._first_id, *(report.next_id for report in reports if report)])
         estate = Estate(
             configuration=self._configuration,
             listeners=listeners,
-            next_id=max([self._first_id, *(report.next_id for report in reports if report)]),
+            next_id=next_id + limits.PROXY_HANDOVER_NUMBERS,
         )
         return estate, [self._control.sockets[0].fileno(), *descriptors]
 
@@ -387,6 +407,24 @@ class Supervisor:
             await self._statsd.close()
         self._sockets.close()
         await self._crew.ask_all(lambda _: StopAccepting(drain_backlog=False))
+
+    async def follow(self, message: Steering) -> Any:
+        """See `handover.Testator`."""
+        match message:
+            case Apply():
+                # Of what it changes only sessions are left here: no socket, and no page.
+                self._configuration = message.change.apply(self._configuration)
+                await self._ask_everybody(message)
+            case ListSessions():
+                return await self.sessions()
+            case DoSession():
+                return await self.session(message.number, message.act)
+            case DoVhost():
+                return await self.vhost(message.vhost, message.act)
+            case Drain():
+                whole = message.patience + message.spread + message.close_seconds
+                return _sum(await self._ask_everybody(message, whole + limits.PROXY_WORKER_KILL))
+        return None
 
     # --- what workers say ---
 
@@ -452,3 +490,8 @@ class Supervisor:
             log_lines_dropped=self._writer.dropped,
             statsd_lost=self._statsd.lost if self._statsd is not None else 0,
         )
+
+
+def _sum(answers: Sequence[int | None]) -> int:
+    """What all have counted together; who has died has counted nothing."""
+    return sum(answer for answer in answers if answer)

@@ -20,11 +20,16 @@ def installed() -> None:
         pytest.skip(why)
 
 
+def command(road: Road, name: str, *words: str) -> list[str]:
+    """How one of the tools is called."""
+    tls = ["--ssl", "--cacert", road.authority] if road.authority else []
+    return [f"amqp-{name}", "--url", road.url, *tls, *words]
+
+
 def tool(road: Road, name: str, *words: str, given: bytes = b"") -> tuple[int, bytes, str]:
     """Exit code, output and error of one of the tools."""
-    tls = ["--ssl", "--cacert", road.authority] if road.authority else []
-    command = [f"amqp-{name}", "--url", road.url, *tls, *words]
-    ended = subprocess.run(command, input=given, capture_output=True, timeout=60, check=False)
+    call = command(road, name, *words)
+    ended = subprocess.run(call, input=given, capture_output=True, timeout=60, check=False)
     return ended.returncode, ended.stdout, ended.stderr.decode()
 
 

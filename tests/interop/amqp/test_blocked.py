@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import aio_pika
 import pytest
+from test_amqp_tools import command, installed, tool
 from test_amqplib import HERE, modules
+from test_kombu import connection_to
 from test_pika import connected
 
-from support.rabbitmq import RabbitMQ
+from support.rabbitmq import RabbitMQ, Vhost, wait_until
 from support.roads import Junction, Road
 
-__all__ = ["modules"]
+__all__ = ["installed", "modules"]
 
 
 def pika_blocked(road: Road, alarm: Any) -> list[str]:
@@ -87,3 +90,61 @@ async def test_amqplib_is_told(junction: Junction, rabbitmq_alone: RabbitMQ, mod
             out, error = await process.communicate()
             assert process.returncode == 0, error
             assert json.loads(out) == {"told": ["low on memory"], "confirmed": True}
+
+
+def kombu_blocked(road: Road, alarm: Any) -> list[str]:
+    """What kombu is told, as `pika_blocked`."""
+    told: list[str] = []
+    hooks = {"on_blocked": told.append, "on_unblocked": lambda: told.append("unblocked")}
+    with connection_to(road, transport_options=hooks) as connection:
+        queue = connection.SimpleQueue("own")
+        with alarm():
+            queue.put("later")
+            while not told:
+                connection.drain_events(timeout=60)
+        while len(told) < 2:
+            connection.drain_events(timeout=60)
+        queue.put("now")
+        for _ in range(2):
+            message = queue.get(timeout=60)
+            told.append(message.payload)
+            message.ack()
+        queue.close()
+    return told
+
+
+@pytest.mark.parametrize("kind", ["plain", "tls"])
+def test_kombu_is_told(junction: Junction, rabbitmq_alone: RabbitMQ, kind: str) -> None:
+    node = rabbitmq_alone.start("blue")
+    with node.vhost() as vhost:
+        roads = junction.roads(kind, vhost.name)
+        direct = kombu_blocked(roads.direct, node.memory_alarm)
+        # py-amqp has no ear for the node's own words.
+        assert direct == ["connection blocked, see broker logs", "unblocked", "later", "now"]
+        assert kombu_blocked(roads.proxied, node.memory_alarm) == direct
+
+
+def blocked(vhost: Vhost) -> bool:
+    """Whether the node has stopped reading a connection of the vhost."""
+    states = (
+        "[S || [{vhost, V}, {state, S}] <- rabbit_networking:connection_info_all([vhost, state])"
+    )
+    return "blocked" in vhost.node.evaluate(f'{states}, V =:= <<"{vhost.name}">>]')
+
+
+@pytest.mark.parametrize("kind", ["plain", "tls"])
+def test_amqp_tools_wait(junction: Junction, rabbitmq_alone: RabbitMQ, kind: str) -> None:
+    """They do not ask to be told; what they publish is taken when the alarm has ended."""
+    node = rabbitmq_alone.start("blue")
+    with node.vhost() as vhost:
+        for road in junction.roads(kind, vhost.name):
+            assert tool(road, "declare-queue", "-q", "own")[0] == 0
+            publish = command(road, "publish", "-r", "own", "-b", "later")
+            with node.memory_alarm():
+                process = subprocess.Popen(publish, stderr=subprocess.PIPE)
+                wait_until(lambda: blocked(vhost))
+                # Its Close was not read: it can't have ended.
+                assert process.poll() is None
+            _, error = process.communicate(timeout=60)
+            assert process.returncode == 0, error
+            assert tool(road, "get", "-q", "own") == (0, b"later", "")

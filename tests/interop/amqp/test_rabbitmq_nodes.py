@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import aiormq
 
@@ -29,6 +30,17 @@ def test_an_alarm_is_raised_and_ends(rabbitmq_alone: RabbitMQ) -> None:
     with node.memory_alarm():
         assert "memory" in node.evaluate("rabbit_alarm:get_alarms()")
     assert not node.alarmed()
+
+
+def test_a_node_answers_several_at_a_time(blue: Node) -> None:
+    """As it must: tests that run beside each other ask one node for what their queues have."""
+
+    def ask(caller: int) -> list[str]:
+        return [blue.evaluate(f"{caller} + {number}") for number in range(20)]
+
+    with ThreadPoolExecutor(4) as callers:
+        answers = list(callers.map(ask, range(4)))
+    assert answers == [[str(caller + number) for number in range(20)] for caller in range(4)]
 
 
 def test_two_nodes_know_nothing_of_each_other(blue: Node, green: Node) -> None:

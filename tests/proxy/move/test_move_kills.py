@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -47,5 +48,9 @@ async def test_a_node_that_is_killed_amid_messages(
         async with asyncio.timeout(60):
             await consumer.run()
         assert consumer.in_order == list(range(BACKLOG))
-        assert len(consumer.seen) <= BACKLOG + limits.MOVE_PREFETCH
+        if killed == "green":
+            assert len(consumer.seen) <= BACKLOG + limits.MOVE_PREFETCH
+        # A source that is killed has also forgotten acknowledgements that were not on its disk
+        # yet, however many these are: such messages come again, once.
+        assert max(Counter(consumer.seen).values()) <= 2
         site.close()

@@ -102,6 +102,8 @@ class Odd(asyncio.Protocol):
         (b"HTTP/1.1 400 Bad Request\r\n\r\n" * 99, CipherMQError, "does not speak AMQP 0.9.1"),
         (b"\x01\x00\x00\x00\x00\x00\x04\x00\x0a\x00\x1e\x00", CipherMQError, "without its end"),
         (b"\x02\x00\x01\x7f\xff\xff\xff" + bytes(99), CipherMQError, "a frame of 2,147,483,647"),
+        (b"\x01\x00\x01\x7f\xff\xff\xff" + bytes(99), CipherMQError, "a frame of 2,147,483,647"),
+        (b"\x03\x00\x01\x00\x00\x00\x01x\xce", CipherMQError, "belongs to no method"),
     ],
 )
 async def test_what_is_no_broker_is_told(

@@ -273,8 +273,9 @@ async def reload_config(office: Office, call: Call) -> None:
 async def restart(office: Office, call: Call) -> None:
     """Be succeeded by a new process of the program as it is installed now, without a gap.
 
-    Listening sockets and configuration go over, saved or not; sessions may finish here. When the
-    new process can't start, this one goes on. SIGUSR2 does the same.
+    Listening sockets and configuration go over, saved or not; sessions may finish where they are,
+    and the new process steers them. When the new process can't start, this one goes on. SIGUSR2
+    does the same.
     """
     await office.restart()
 

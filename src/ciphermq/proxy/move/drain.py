@@ -2,7 +2,8 @@
 
 At every moment a message is in the old queue, in the new one, or (published and perhaps not yet
 confirmed) in both: whatever dies, and whenever, nothing is lost. What was in both when a process
-was killed is there twice afterwards, at most `limits.MOVE_PREFETCH` messages a queue.
+was killed is there twice afterwards, at most `limits.MOVE_PREFETCH` messages a queue. A killed
+source also gives again what it had forgotten was acknowledged.
 
 **Order.** One channel takes from the old queue and one puts into the new: both sides keep the
 order of a channel. It is the only consumer of its queue, so no message comes back from elsewhere.

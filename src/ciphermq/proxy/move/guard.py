@@ -49,9 +49,9 @@ async def _sit(link: Link, queue: str) -> None:
         if not taken.done():
             taken.set_result(message)
 
-    def give_up(error: Exception) -> None:
+    def give_up(_: Exception) -> None:
         if not taken.done():
-            taken.set_exception(error)
+            taken.set_result(None)
 
     link.on_message, link.on_failure = take, give_up
     await link.call(spec.Basic.Qos(prefetch_count=1, global_=True), spec.Basic.QosOk)
@@ -62,4 +62,6 @@ async def _sit(link: Link, queue: str) -> None:
     link.publish(b"", own.encode(), Message(0, b"", b"", b"", frame))
     await link.call(spec.Basic.Consume(queue=own), spec.Basic.ConsumeOk)
     await taken
+    if link.failure is not None:
+        raise link.failure
     await link.call(spec.Basic.Consume(queue=queue), spec.Basic.ConsumeOk)

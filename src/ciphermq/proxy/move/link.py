@@ -335,7 +335,9 @@ class Link(asyncio.Protocol):
                 stop = start + _OVERHEAD + size
                 if kind not in _KINDS:
                     raise AmqpFault(501, f"{self.address!r} does not speak AMQP 0.9.1")
-                if size + _OVERHEAD > self.frame_max and kind != _METHOD_FRAME:
+                # What it says before it is tuned may be longer than it is to be later.
+                most = limits.MOVE_FRAME_MAX if kind == _METHOD_FRAME else self.frame_max
+                if size + _OVERHEAD > most:
                     raise AmqpFault(501, f"{self.address!r} sent a frame of {size:,} bytes")
                 if stop > end:
                     break
@@ -369,10 +371,13 @@ class Link(asyncio.Protocol):
             self._content_done()
 
     def _content_done(self) -> None:
-        if self._content_left:
+        if self._content_left > 0:
             return
+        if self._content_left < 0 or not self._content_method:
+            raise AmqpFault(505, f"{self.address!r} sent content that belongs to no method")
         method, frames = self._content_method, b"".join(self._content)
         self._content.clear()
+        self._content_method = b""
         if _METHOD.unpack_from(method, 7) == _RETURN:
             returned = cast("spec.Basic.Return", pamqp.frame.unmarshal(method)[2])
             self.on_return(returned.reply_text)
