@@ -131,21 +131,31 @@ def _as_drained(queue: Json) -> Queue:
 async def _verify(work: _Work) -> None:
     """The target has what was put there; a queue may rightly have less only where messages expire
     or overflow."""
+    try:
+        async with asyncio.timeout(_LATE * 2):
+            await _count(work)
+    except TimeoutError:
+        raise MoveError(
+            f"{work.target} did not say within {_LATE * 2:g} seconds how many messages it has: all "
+            f"were put there and confirmed; run the same command again to go on"
+        ) from None
+
+
+async def _count(work: _Work) -> None:
     names = [queue["name"] for queue, _ in work.done]
-    async with asyncio.timeout(_LATE * 2):
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _LATE
-        while True:
-            counts = await work.target.counts(work.vhost, names)
-            short = [
-                f"{queue['name']!r} has {counts[queue['name']]:,} messages and should have "
-                f"{drained.before + drained.moved:,}"
-                for queue, drained in work.done
-                if counts[queue["name"]] < drained.before + drained.moved
-                and not (drained.expiring or may_shrink(queue))
-            ]
-            if not short:
-                return
-            if loop.time() > deadline:
-                raise MoveError(f"At {work.target}, queue {'; '.join(short)}")
-            await asyncio.sleep(0.1)  # some types of queues count a little late
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _LATE
+    while True:
+        counts = await work.target.counts(work.vhost, names)
+        short = [
+            f"{queue['name']!r} has {counts[queue['name']]:,} messages and should have "
+            f"{drained.before + drained.moved:,}"
+            for queue, drained in work.done
+            if counts[queue["name"]] < drained.before + drained.moved
+            and not (drained.expiring or may_shrink(queue))
+        ]
+        if not short:
+            return
+        if loop.time() > deadline:
+            raise MoveError(f"At {work.target}, queue {'; '.join(short)}")
+        await asyncio.sleep(0.1)  # some types of queues count a little late
