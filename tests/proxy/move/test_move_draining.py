@@ -26,5 +26,5 @@ async def test_a_target_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(draining, "_LATE", 0.01)
     broker = Hanging()
     work = draining._Work("orders", broker, broker, deque())  # type: ignore[arg-type]
-    with pytest.raises(MoveError, match="green:15671 did not say within .* run the same command"):
+    with pytest.raises(MoveError, match="green:15671 did not say within"):
         await draining._verify(work)
