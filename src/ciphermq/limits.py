@@ -287,6 +287,10 @@ one message however large it is, in frames of 64 KiB."""
 MAX_HOPS: Final = 16
 """Frames of a routing envelope: more devices than that are a loop."""
 
+MAX_HOP_SIZE: Final = 255
+"""Bytes of each: ZeroMQ's routing ids have no more, and a session is kept under its envelope,
+before anybody knows whose it is."""
+
 MAX_PARTS: Final = 4096
 """Parts of one message: far more than any envelope and payload need."""
 

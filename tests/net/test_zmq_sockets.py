@@ -307,6 +307,13 @@ def test_a_req_takes_turns(echo, dealer) -> None:
     assert req.sessions == 1
 
 
+def test_requests_and_answers_larger_than_a_frame_may_be(echo, dealer) -> None:
+    req = dealer(echo().address, kind=TlsReq)
+    data = os.urandom(3 * limits.MAX_ZMQ_FRAME)
+    req.send(data)
+    assert req.recv_multipart(timeout=SOON) == [b"alice", data]
+
+
 def test_a_router_answers_a_req_once(certificates: Certificates, dealer) -> None:
     with TlsRouter(server(certificates)) as router:
         port = router.socket.bind_to_random_port("tcp://127.0.0.1")
@@ -846,6 +853,160 @@ def test_what_came_is_not_waited_for(certificates: Certificates, dealer, monkeyp
         monkeypatch.setattr(sock._end, "take_one", wait)
         found = sock.recv(timeout=SOON)
         assert found == b"come" or found == (peer, b"come")
+
+
+def test_what_is_here_is_received_without_waiting(certificates, dealer, monkeypatch) -> None:
+    with TlsRouter(server(certificates)) as router:
+        port = router.socket.bind_to_random_port("tcp://127.0.0.1")
+        alice = dealer(f"tcp://127.0.0.1:{port}")
+        alice.send(b"hello")
+        peer, _ = router.recv(timeout=SOON)
+        router.send(peer, b"hello")
+        router.flush()
+        assert alice.recv(timeout=SOON) == b"hello"
+        monkeypatch.setattr(limits, "ZMQ_TICK", 2 * SOON)  # the clocks are not due
+        alice.send(b"there")
+        alice.flush()
+        assert router.socket.poll(int(SOON * 1000))
+        assert router.recv(timeout=0)[1] == b"there"
+        router.send(peer, b"and back")
+        router.flush()
+        assert alice.socket.poll(int(SOON * 1000))
+        assert alice.recv(timeout=0) == b"and back"
+        for sock in (alice, router):
+            with pytest.raises(WaitTimeout):
+                sock.recv(timeout=0)
+
+
+def test_who_was_away_gets_what_came_meanwhile(certificates: Certificates, dealer) -> None:
+    with TlsRouter(server(certificates)) as router:
+        port = router.socket.bind_to_random_port("tcp://127.0.0.1")
+        alice = dealer(f"tcp://127.0.0.1:{port}", times=Times(idle=0.4))
+        alice.send(b"hello")
+        peer, _ = router.recv(timeout=SOON)
+        router.send(peer, b"hello")
+        router.flush()
+        assert alice.recv(timeout=SOON) == b"hello"
+        router.send(peer, b"meanwhile")
+        router.flush()
+        assert alice.socket.poll(int(SOON * 1000))
+        time.sleep(0.5)  # for so long that her session counts as given up
+        alice.send(b"back")
+        assert alice.recv(timeout=SOON) == b"meanwhile"
+
+
+# --- certificates that are renewed and revoked ----------------------------------------------------
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Certificates:
+    """One whose revocation list a test may change."""
+    return Certificates(tmp_path)
+
+
+def test_a_revoked_client_is_shut_out_of_a_running_router(authority: Certificates, dealer) -> None:
+    ends: list[tuple[Peer | None, CipherMQError | None]] = []
+    with TlsRouter(server(authority), on_end=lambda *end: ends.append(end)) as router:
+        port = router.socket.bind_to_random_port("tcp://127.0.0.1")
+        address = f"tcp://127.0.0.1:{port}"
+        bob = dealer(address, tls=client(authority, "bob"))
+        mallory = dealer(address, tls=client(authority, "mallory"))
+        peers = {}
+        for each in (bob, mallory):
+            each.send(b"hello")
+            each.flush()
+            peer, _ = _handshake(router, each)
+            peers[peer.client] = peer
+        assert {peer.client for peer in router.peers} == {"bob", "mallory"}
+        authority.revoke_last()
+        router.renew(server(authority))
+        for peer in router.peers:
+            if peer.client == "mallory":
+                router.end(peer, "it was revoked")
+        assert [(who and who.client, str(why)) for who, why in ends] == [
+            ("mallory", "it was revoked")
+        ]
+        with pytest.raises(ConnectionLost, match="ended this session"):
+            mallory.recv(timeout=SOON)
+        mallory.send(b"again")
+        assert _refusal(router, mallory) == "TlsFailed"
+        assert router.peers == [peers["bob"]]
+        router.send(peers["bob"], b"still here")
+        router.flush()
+        assert bob.recv(timeout=SOON) == b"still here"
+        with pytest.raises(UsageError, match="give it a server_context"):
+            router.renew(client(authority, "bob"))
+
+
+def _refusal(router: TlsRouter, refused: TlsDealer) -> str:
+    """The kind of the error that `refused` is told, while the router works."""
+    deadline = time.monotonic() + SOON
+    while time.monotonic() < deadline:
+        with contextlib.suppress(WaitTimeout):
+            router.recv(timeout=0.01)
+        try:
+            refused.recv(timeout=0.01)
+        except WaitTimeout:
+            continue
+        except CipherMQError as error:
+            return type(error).__name__
+    return "none"
+
+
+def test_a_dealer_takes_a_renewed_certificate(echo, dealer, authority: Certificates) -> None:
+    end = echo(server(authority))
+    alice = dealer(end.address, tls=client(authority))
+    alice.send(b"x")
+    assert alice.recv(timeout=SOON) == b"alicex"
+    authority.revoke_last()  # the router has not heard of it
+    authority.issue("alice")
+    alice.renew(client(authority))
+    end.router.end(end.router.peers[0], "the certificate was renewed")
+    with pytest.raises(ConnectionLost):
+        alice.recv(timeout=SOON)
+    alice.send(b"y")
+    assert alice.recv(timeout=SOON) == b"alicey"
+    first, second = (peer.certificate for peer, _ in end.heard)
+    assert first != second
+    with pytest.raises(UsageError, match="give it a client_context"):
+        alice.renew(server(authority))
+
+
+async def test_the_same_for_an_event_loop(authority: Certificates) -> None:
+    async with asyncio.timeout(SOON), looped.TlsRouter(server(authority)) as router:
+        port = router.socket.bind_to_random_port("tcp://127.0.0.1")
+        async with looped.TlsDealer(client(authority), server_name="localhost") as alice:
+            alice.connect(f"tcp://127.0.0.1:{port}")
+            await alice.send(b"x")
+            peer, _ = await router.recv()
+            assert router.peers == [peer]
+            authority.revoke_last()
+            router.renew(server(authority))
+            alice.renew(client(authority))
+            router.end(peer, "it was revoked")
+            assert str(peer.error) == "it was revoked"
+            with pytest.raises(ConnectionLost, match="ended this session"):
+                await alice.recv()
+            waiting = asyncio.create_task(router.recv())
+            await alice.send(b"y")
+            with pytest.raises(TlsFailed, match="revoked"):
+                await alice.recv()
+            assert not waiting.done()
+            waiting.cancel()
+
+
+def test_an_on_end_that_raises_harms_nobody_else(certificates, dealer, caplog) -> None:
+    def raises(*_: object) -> None:
+        raise RuntimeError("by mistake")
+
+    with TlsRouter(server(certificates), on_end=raises) as router:
+        port = router.socket.bind_to_random_port("tcp://127.0.0.1")
+        alice = dealer(f"tcp://127.0.0.1:{port}")
+        alice.send(b"hello")
+        peer, _ = _handshake(router, alice)
+        router.end(peer)
+        assert not peer.alive
+        assert "by mistake" in caplog.text
 
 
 async def test_errors_reach_who_waits(certificates: Certificates, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import random
 import struct
 from collections import deque
 from itertools import count
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ from ciphermq.errors import (
     TlsFailed,
     UnknownFrame,
     UsageError,
+    WaitTimeout,
 )
 from ciphermq.pki.names import client_id_of
 from ciphermq.wire.tlszmq import parts as codec
@@ -62,6 +64,7 @@ def test_a_message_without_a_header_is_bare() -> None:
         ([b"id", b"data"], "no empty frame"),
         ([b"id", b""], "nothing behind"),
         ([b"x"] * (limits.MAX_HOPS + 1) + [b"", b"y"], "more than 16 hops"),
+        ([b"x" * 256, b"", b"y"], "a routing id of 256 bytes"),
         ([b"", b"a", b"b"], "more than one frame"),
         ([b"", b"\xc3\x09" + bytes(32)], "unknown kind 9"),
         ([b"", b"\xc3\x00" + bytes(32)], "unknown kind 0"),
@@ -115,6 +118,42 @@ def test_parts_come_out_as_they_went_in(sent: list[list[bytes]], cut: int, room:
         at += len(piece)
     assert found == sent
     assert not reader.mid_block
+
+
+@given(st.data(), st.lists(st.integers(0, 70_000), min_size=1, max_size=40))
+def test_a_large_message_in_any_cut(data: st.DataObject, lengths: list[int]) -> None:
+    sent = [bytes([at % 251]) * length for at, length in enumerate(lengths)]
+    stream = b"".join(codec.large(sent)) + codec.replaces(b"r" * 16)
+    reader = PartsReader(memoryview(bytearray(5000)), limits.MAX_ZMQ_MESSAGE)
+    found, at = [], 0
+    while at < len(stream):
+        room = reader.room()
+        assert len(room)
+        size = min(len(room), len(stream) - at, data.draw(st.sampled_from([1, 7, 4999, 40_000])))
+        room[:size] = stream[at : at + size]
+        found += reader.filled(size)
+        at += size
+    assert found == [sent]
+    assert reader.replaced == b"r" * 16
+
+
+def test_what_is_announced_is_not_held_before_it_comes() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    before, readers = resident(), []
+    for number in range(12):
+        reader = PartsReader(memoryview(bytearray(100)), limits.MAX_ZMQ_MESSAGE)
+        size = 60 * limits.MIB
+        if number % 2:
+            block = struct.pack(">IB", size, codec.SMALL)
+        else:
+            block = struct.pack(">IBHI", size + 6, codec.LARGE, 1, size)
+        reader.room()[: len(block)] = block
+        assert reader.filled(len(block)) == []
+        assert reader.mid_block
+        readers.append(reader)
+    assert resident() - before < 120 * limits.MIB
 
 
 def feed(data: bytes) -> list[list[bytes]]:
@@ -496,3 +535,171 @@ def test_who_was_replaced_late_can_be_sent_nothing(certificates: Certificates) -
     net.router.send(first, [b"y"])
     net.settle()
     assert list(net.dealer.inbox) == [[b"y"]]
+
+
+# --- sessions that take over, end, and begin with other certificates ----------------------------
+
+
+def begin_next(net: Network) -> None:
+    """Have the dealer's session replaced, once, as far as the next one's handshake."""
+    net.dealer._times = Times(tls_records=1)
+    net.collect()
+    net.dealer._times = Times()
+    assert net.dealer._next is not None
+    while (following := net.dealer._next) is not None and not following.session.established:
+        assert net.turn()
+
+
+@pytest.mark.parametrize("window_opens", [True, False])
+def test_what_a_server_has_begun_to_send_goes_on_in_the_next_session(
+    certificates: Certificates, window_opens: bool
+) -> None:
+    net = Network(certificates)
+    net.dealer.send([b"hello"])
+    net.settle()
+    ((peer, _),) = net.router.inbox
+    sent = [[b"first"], [b"x" * 20_000_000], [b"third"], [b"y" * 40_000]]
+    for parts in sent:
+        net.router.send(peer, parts)
+    net.settle()  # until the window is closed
+    begin_next(net)
+    if window_opens:
+        net.dealer.take()
+    for _ in range(20):
+        net.settle()
+        net.dealer.take()
+    assert list(net.dealer.inbox) == sent
+    assert net.router.sessions == 1
+    net.dealer.raise_error()
+    assert net.ends == []
+
+
+def test_what_waits_goes_as_soon_as_the_next_session_is_free(certificates: Certificates) -> None:
+    net = Network(certificates)
+    net.dealer.send([b"hello"])
+    net.settle()
+    net.dealer.send([bytes(20_000_000)])
+    net.settle()
+    begin_next(net)
+    net.dealer.send([b"after"])
+    for _ in range(20):
+        net.router.take()
+        for _, frames in net.router.outgoing():
+            net.dealer.receive([bytes(frame) for frame in frames[1:]], net.now)
+        for frames in net.dealer.outgoing(net.now):
+            net.router.receive([b"id", *map(bytes, frames)], net.now)
+        current = net.dealer._current
+        assert current is not None
+        # Nothing may come that would have it looked at again.
+        assert current.mid_message or not net.dealer.waiting.messages
+    assert [len(parts[0]) for parts in net.received()] == [5, 20_000_000, 5]
+
+
+def test_a_next_session_that_is_refused_is_tried_again_in_time(
+    certificates: Certificates, tmp_path: Path
+) -> None:
+    net = Network(certificates)
+    net.dealer.send([b"hello"])
+    net.settle()
+    net.dealer.renew(Certificates(tmp_path).client("alice", protocols=(ALPN,)))
+    net.dealer._times = Times(tls_records=1)
+    for number in range(10):
+        net.dealer.send([b"%d" % number])
+        net.settle()
+    assert net.dealer.sessions == 2
+    net.now += limits.RECONNECT_MOST
+    net.settle()
+    assert net.dealer.sessions == 3
+    assert len(net.received()) == 11  # the first one goes on meanwhile
+
+
+def test_a_session_fails_while_a_message_is_half_encrypted(certificates: Certificates) -> None:
+    net = Network(certificates)
+    net.dealer.send([b"hello"])
+    net.settle()
+    ((peer, _),) = net.router.inbox
+    net.dealer.send([bytes(20_000_000)])
+    net.settle()
+    net.router.take()  # the window opens by what comes with the alert
+    session = peer.speaker.session  # type: ignore[union-attr]
+    head, body = Head(Kind.DATA, session.token, session._out, session._taken), b"\x17\3\3\0\x20"
+    net.dealer.receive([b"", head.encode() + body + bytes(32)], net.now)
+    with pytest.raises(TlsFailed):
+        net.dealer.raise_error()
+    net.dealer.send([b"again"])
+    net.now += limits.RECONNECT_MOST
+    net.settle()
+    assert net.received()[-1] == [b"again"]
+
+
+def test_a_request_that_failed_is_not_sent_with_the_next(certificates: Certificates) -> None:
+    net = Network(certificates, Kind.REQUEST, handshake=10)
+    net.dealer.send([b"lost"])
+    list(net.dealer.outgoing(net.now))
+    net.now += 11
+    list(net.dealer.tick(net.now))
+    with pytest.raises(WaitTimeout):
+        net.dealer.raise_error()
+    net.now += 10
+    net.dealer.send([b"asked again"])
+    for _ in range(10):
+        for frames in list(net.dealer.outgoing(net.now)):
+            net.router.receive([b"id", b"", *map(bytes, frames)], net.now)
+        for _, frames in list(net.router.outgoing()):
+            net.dealer.receive([bytes(each) for each in frames[1:]], net.now)
+    assert net.received() == [[b"asked again"]]
+
+
+def test_nobody_is_given_up_before_what_has_come_was_looked_at(certificates: Certificates) -> None:
+    net = Network(certificates)
+    net.dealer.send([b"hello"])
+    net.settle()
+    ((peer, _),) = net.router.inbox
+    net.router.send(peer, [b"answer"])
+    net.collect()
+    net.now += limits.ZMQ_IDLE
+    net.dealer.send([b"later"])
+    assert list(net.dealer.outgoing(net.now)) == []
+    assert net.dealer.behind
+    while net.to_dealer:
+        net.dealer.receive(net.to_dealer.popleft(), net.now)
+    net.settle()
+    assert list(net.dealer.inbox) == [[b"answer"]]
+    assert net.dealer.sessions == 1
+    net.now += limits.ZMQ_IDLE
+    net.dealer.send([b"and later"])
+    net.collect()
+    net.collect()
+    assert net.dealer.sessions == 2
+
+
+def test_a_router_ends_a_session_in_order(certificates: Certificates) -> None:
+    net = Network(certificates)
+    net.dealer.send([b"hello"])
+    net.settle()
+    ((peer, _),) = net.router.inbox
+    assert net.router.peers == [peer]
+    net.router.send(peer, [bytes(20_000_000)])
+    net.collect()
+    net.router.end(peer, "it was revoked")
+    net.router.end(peer, "it was revoked")
+    assert (net.router.peers, net.router.sessions, peer.alive) == ([], 0, False)
+    ((who, why),) = net.ends
+    assert who is peer
+    assert str(why) == str(peer.error) == "it was revoked"
+    with pytest.raises(ConnectionLost, match="it was revoked"):
+        net.router.send(peer, [b"x"])
+    net.settle()
+    with pytest.raises(ConnectionLost, match="ended this session"):
+        net.dealer.raise_error()
+
+
+def test_contexts_are_checked_when_they_are_renewed(certificates: Certificates) -> None:
+    net = Network(certificates)
+    with pytest.raises(UsageError, match="give it a client_context"):
+        net.dealer.renew(certificates.server(protocols=(ALPN,)))
+    with pytest.raises(UsageError, match="give it a server_context"):
+        net.router.renew(certificates.client("alice", protocols=(ALPN,)))
+    net.dealer.send([b"hello"])
+    net.settle()
+    assert net.received() == [[b"hello"]]

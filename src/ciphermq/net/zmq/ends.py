@@ -12,10 +12,14 @@ from typing import Any, Final
 import zmq
 
 from ciphermq import limits
+from ciphermq.errors import CipherMQError
 from ciphermq.net.memory import keep_freed_memory
+from ciphermq.telemetry.logger import get_logger
 from ciphermq.wire.tlszmq.dealer import DealerMachine
 from ciphermq.wire.tlszmq.header import DELIMITER, TOKEN_SIZE, Buffer
-from ciphermq.wire.tlszmq.router import RouterMachine
+from ciphermq.wire.tlszmq.router import OnEnd, Peer, RouterMachine
+
+_log = get_logger("net.zmq")
 
 _COPIED: Final = 256
 """Frames shorter than this are envelopes and headers: to copy them costs less than to keep them."""
@@ -61,6 +65,21 @@ def configure(sock: zmq.Socket[bytes]) -> None:
     if sock.type == zmq.REQ:
         # After a time-out, or a lost answer, the next request may be sent.
         sock.req_relaxed = True
+
+
+def guarded(on_end: OnEnd | None) -> OnEnd | None:
+    """`on_end`, whose exceptions are logged: raised where a session ends, one would reach whoever
+    happens to receive, or end the thread that sends what waits for others."""
+    if on_end is None:
+        return None
+
+    def tell(peer: Peer | None, error: CipherMQError | None) -> None:
+        try:
+            on_end(peer, error)
+        except Exception:  # noqa: BLE001 - it is the application's
+            _log.exception("on_end, which is to raise nothing, has raised", peer=repr(peer))
+
+    return tell
 
 
 def size_buffer(sock: zmq.Socket[bytes], address: str) -> None:
@@ -165,6 +184,13 @@ class DealerEnd(_End):
             if not self._sent(stuck[0]):
                 return
             stuck.popleft()
+        self._push_more()
+        if self.machine.behind:
+            self.catch_up()
+            self._push_more()
+
+    def _push_more(self) -> None:
+        stuck = self._stuck
         for frames in self.machine.outgoing(time.monotonic()):
             if stuck or not self._sent(frames):
                 stuck.append(frames)

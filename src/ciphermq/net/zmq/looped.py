@@ -22,6 +22,7 @@ from ciphermq.net.zmq.ends import (
     End,
     RouterEnd,
     configure,
+    guarded,
     new_socket,
     new_token,
     size_buffer,
@@ -210,6 +211,10 @@ class TlsDealer(_Looped):
         """TLS sessions begun so far."""
         return self._machine.sessions
 
+    def renew(self, tls: ssl.SSLContext) -> None:
+        """Begin sessions with this context from now on: see `ciphermq.zmq.TlsDealer.renew`."""
+        self._machine.renew(tls)
+
     async def send_multipart(self, parts: Sequence[Buffer]) -> None:
         """Send a message of one or more parts; waits while too much is under way.
 
@@ -279,7 +284,12 @@ class TlsRouter(_Looped):
         `on_end` is called with the `Peer`, if it was known yet, and the error, or None when it
         ended in order."""
         self._machine = RouterMachine(
-            tls, identify=client_id_of, bare=bare, on_end=on_end, times=times, bounds=bounds
+            tls,
+            identify=client_id_of,
+            bare=bare,
+            on_end=guarded(on_end),
+            times=times,
+            bounds=bounds,
         )
         self._inbox = self._machine.inbox
         super().__init__(zmq.ROUTER, context, lambda sock: RouterEnd(sock, self._machine))
@@ -288,6 +298,22 @@ class TlsRouter(_Looped):
     def sessions(self) -> int:
         """How many TLS sessions there are."""
         return self._machine.sessions
+
+    @property
+    def peers(self) -> list[Peer]:
+        """Those who can be sent something."""
+        return self._machine.peers
+
+    def renew(self, tls: ssl.SSLContext) -> None:
+        """Begin sessions with this context from now on: see `ciphermq.zmq.TlsRouter.renew`."""
+        self._machine.renew(tls)
+
+    def end(self, peer: Peer, reason: str = "the application has ended its session") -> None:
+        """End `peer`'s session in order: see `ciphermq.zmq.TlsRouter.end`."""
+        self._check_open()
+        self._machine.end(peer, reason)
+        self._push()
+        self._wake()
 
     async def send_multipart(self, peer: Peer, parts: Sequence[Buffer]) -> None:
         """Send `peer` a message; waits while too much is under way to it.

@@ -26,6 +26,7 @@ from ciphermq.net.zmq.ends import (
     End,
     RouterEnd,
     configure,
+    guarded,
     new_socket,
     new_token,
     size_buffer,
@@ -167,6 +168,7 @@ class _Plain:
         wait = limits.ZMQ_TICK
         if deadline is not None:
             if now >= deadline:
+                self._end.take_in()  # what is here already has come in time
                 raise WaitTimeout(f"{what} in time")
             wait = min(wait, deadline - now)
         milliseconds = max(1, int(wait * 1000))
@@ -261,6 +263,12 @@ class TlsDealer(_Plain):
         """TLS sessions begun so far."""
         return self._machine.sessions
 
+    def renew(self, tls: ssl.SSLContext) -> None:
+        """Begin sessions with this context from now on: a certificate that was renewed, a newer
+        revocation list. The session there is goes on. `UsageError` as when it is made."""
+        with self._lock:
+            self._machine.renew(tls)
+
     def send_multipart(self, parts: Sequence[Buffer], *, timeout: float | None = None) -> None:
         """Send a message of one or more parts; waits while too much is under way.
 
@@ -319,7 +327,11 @@ class TlsDealer(_Plain):
                 machine.raise_error()
                 machine.take()
                 self._push()
-                self._step(deadline, f"nothing came from the server at {machine.where}")
+                try:
+                    self._step(deadline, f"nothing came from the server at {machine.where}")
+                except WaitTimeout:
+                    if not inbox and machine.error is None:
+                        raise
 
 
 class TlsReq(TlsDealer):
@@ -354,7 +366,7 @@ class TlsRouter(_Plain):
             tls,
             identify=client_id_of,
             bare=bare,
-            on_end=on_end,
+            on_end=guarded(on_end),
             times=times,
             bounds=bounds,
         )
@@ -365,6 +377,29 @@ class TlsRouter(_Plain):
     def sessions(self) -> int:
         """How many TLS sessions there are."""
         return self._machine.sessions
+
+    @property
+    def peers(self) -> list[Peer]:
+        """Those who can be sent something."""
+        with self._lock:
+            return self._machine.peers
+
+    def renew(self, tls: ssl.SSLContext) -> None:
+        """Begin sessions with this context from now on: a certificate that was renewed, a newer
+        revocation list. Those there are go on: see `end`. `UsageError` as when it is made."""
+        with self._lock:
+            self._machine.renew(tls)
+
+    def end(self, peer: Peer, reason: str = "the application has ended its session") -> None:
+        """End `peer`'s session in order: `on_end` is told, with `reason` as a `ConnectionLost`.
+
+        What waits for it is not sent; what came of it can still be received. It may begin a new
+        session, if the context lets it. Nothing happens when it has ended already.
+        """
+        with self._lock:
+            self._check_open()
+            self._machine.end(peer, reason)
+            self._push()
 
     def send_multipart(
         self, peer: Peer, parts: Sequence[Buffer], *, timeout: float | None = None
@@ -415,5 +450,9 @@ class TlsRouter(_Plain):
             while not inbox:
                 machine.take()
                 self._push()
-                self._step(deadline, "nothing came from any client")
+                try:
+                    self._step(deadline, "nothing came from any client")
+                except WaitTimeout:
+                    if not inbox:
+                        raise
             return inbox.popleft()

@@ -85,6 +85,9 @@ class DealerMachine:
         self.error: CipherMQError | None = None
         """What ended a session, until `raise_error`."""
         self._last_words: list[list[Buffer]] = []
+        self.behind = False
+        """Whether nothing was heard for so long that what has come must be taken in, and `outgoing`
+        asked again, before the session is given up."""
         self._scratch = memoryview(bytearray(limits.NETWORK_BUFFER))
 
     # --- for the application ------------------------------------------------------------------
@@ -140,6 +143,11 @@ class DealerMachine:
         else:
             self.waiting.put(parts)
 
+    def renew(self, context: ssl.SSLContext) -> None:
+        """Sessions begun from now on are `context`'s; `UsageError` when it is not a client's."""
+        check_context(context, self._server_name)
+        self._context = context
+
     def open(self) -> None:
         """See that there is a session, though nothing is to be sent."""
         self._wanted = True
@@ -148,7 +156,10 @@ class DealerMachine:
         """Raise what has ended a session since the last call, once."""
         if self.error is not None:
             error, self.error = self.error, None
-            self._expecting = False
+            if self._kind is not Kind.DATA:
+                # Its request has failed: sent after all, its answer would be taken for the next's.
+                self._expecting = False
+                self.waiting.take()
             raise error
 
     def take(self) -> None:
@@ -160,8 +171,7 @@ class DealerMachine:
         """Messages that say good-bye; a REQ says none."""
         for speaker in self._live.values():
             if self._kind is Kind.DATA and speaker.session.established:
-                speaker.session.end()
-                yield from speaker.outgoing(more=False)
+                yield from speaker.farewell()
 
     # --- for the socket -----------------------------------------------------------------------
 
@@ -180,9 +190,10 @@ class DealerMachine:
         try:
             if head.kind is Kind.RESET:
                 raise session.reset(body)
-            self.inbox += speaker.receive(head, body, now)
+            found = speaker.receive(head, body, now)
             if session.established:
                 self._check_protocol(session)
+            self.inbox += found
         except TransportError as error:
             self._ended(speaker, error, now)
             return
@@ -209,15 +220,23 @@ class DealerMachine:
             yield from words
         current = self._current
         if current is not None and self._stale(current, now):
+            if not self.behind:
+                self.behind = True
+                return
             self._forget(current)
             current = None
+        self.behind = False
         if current is None:
             if not (self.waiting.messages or self._wanted) or now < self._not_before:
                 return
             if self.error is not None:  # the application hears of it before it goes on
                 return
             current = self._current = self._begin(now)
-        elif current.session.records >= self._times.tls_records and self._next is None:
+        elif (
+            current.session.records >= self._times.tls_records
+            and self._next is None
+            and now >= self._not_before
+        ):
             self._replace(current, now)
             current = self._current or self._begin(now)
             self._current = current
@@ -228,6 +247,8 @@ class DealerMachine:
                 current, self._next = self._next, None
         for speaker in list(self._live.values()):
             yield from speaker.outgoing(more=speaker is current and self._may_begin)
+        if not self._may_begin and not current.mid_message:  # what the next one waited for has gone
+            yield from self.outgoing(now)
 
     # --- sessions -----------------------------------------------------------------------------
 
@@ -288,13 +309,17 @@ class DealerMachine:
     def _ended(self, speaker: Speaker, error: TransportError, now: float) -> None:
         """A session has failed."""
         mattered = speaker is self._current
-        if self._kind is Kind.DATA:  # the alert that says why; a REQ can't say it
-            self._last_words += speaker.outgoing(more=False)
+        # The alert that says why; a REQ can't say it. Nothing else can be encrypted any more.
+        if self._kind is Kind.DATA and (alert := speaker.session.message()) is not None:
+            self._last_words.append(alert)
         self._forget(speaker)
         if speaker is self._next:
+            # Nobody is told, so nobody but the clock slows its successors down.
             self._next = None
-        self._back_off(now, speaker.session.established and not isinstance(error, TlsFailed))
+            self._back_off(now, was_good=False)
         if mattered:
+            was_good = speaker.session.established and not isinstance(error, TlsFailed)
+            self._back_off(now, was_good)
             self.error = error
             self._current, self._next = self._next, None
 

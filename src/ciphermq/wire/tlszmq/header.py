@@ -89,6 +89,10 @@ def parse(frames: Sequence[Buffer]) -> Packet:
     for frame in frames:
         if not len(frame):
             break
+        if len(frame) > limits.MAX_HOP_SIZE:
+            raise RemoteProtocolError(
+                f"a routing id of {len(frame)} bytes: ZeroMQ's have at most {limits.MAX_HOP_SIZE}"
+            )
         at += 1
         if at > limits.MAX_HOPS:
             raise RemoteProtocolError(f"a message went over more than {limits.MAX_HOPS} hops")

@@ -42,6 +42,12 @@ def pieces_of(parts: Sequence[Buffer]) -> Iterator[Buffer]:
                 yield view[at : at + CHUNK]
 
 
+def untouched(size: int) -> io.BytesIO:
+    """So many bytes to be written into, which a peer has announced: the system clears them where
+    they are touched and not before. What `getvalue` gives at the end is no copy."""
+    return io.BytesIO(bytes(size))
+
+
 def index_size(start: Buffer) -> int:
     """Bytes of the index that begins with `start`; `MalformedFrame` when no message has so many
     parts, or none."""
@@ -104,9 +110,7 @@ class LargeReader:
         short = list(itertools.takewhile(lambda length: length < _ALONE, ahead))
         self._together = len(short)
         self._size = sum(short) if short else ahead[0]
-        # What BytesIO gives at the end is what was written into, not a copy; and Python has the
-        # system clear the bytes, who does so only where they are touched.
-        self._file = io.BytesIO(bytes(self._size))
+        self._file = untouched(self._size)
         self._view = self._file.getbuffer()
         self._at = 0
 

@@ -22,7 +22,14 @@ import msgspec
 from ciphermq import limits
 from ciphermq.errors import FrameTooLarge, MalformedFrame, UnknownFrame
 from ciphermq.wire.tlszmq.header import TOKEN_SIZE, Buffer
-from ciphermq.wire.tlszmq.large import COUNT_SIZE, LargeReader, index_of, index_size, pieces_of
+from ciphermq.wire.tlszmq.large import (
+    COUNT_SIZE,
+    LargeReader,
+    index_of,
+    index_size,
+    pieces_of,
+    untouched,
+)
 
 ALPN: Final = "tlszmq/1"
 """The protocol's name in TLS (RFC 7301)."""
@@ -83,7 +90,7 @@ class PartsReader:
         """`scratch`: shared by all sessions of a socket; nothing stays in it."""
         self._scratch = scratch
         self._most = most
-        self._block = bytearray()
+        self._block = memoryview(b"")
         self._size = 0
         self._have = 0
         self._large: LargeReader | None = None
@@ -101,7 +108,7 @@ class PartsReader:
         if self._large is not None:
             return self._large.room()
         if self._size:
-            return memoryview(self._block)[self._have : self._size]
+            return self._block[self._have :]
         return self._scratch
 
     def filled(self, size: int) -> list[Parts]:
@@ -117,8 +124,8 @@ class PartsReader:
         self._have += size
         if self._have < self._size:
             return []
-        block, self._block, self._size = self._block, bytearray(), 0
-        return self._split(memoryview(block))
+        block, self._block, self._size = self._block, memoryview(b""), 0
+        return self._split(block)
 
     def _split(self, data: memoryview) -> list[Parts]:
         """The messages in `data`; what is left of it begins a block that goes on."""
@@ -144,7 +151,7 @@ class PartsReader:
 
     def _await(self, start: memoryview, size: int) -> None:
         """A block of which too little has come goes on in a room of its own, of `size` bytes."""
-        self._block = bytearray(size)
+        self._block = untouched(size).getbuffer()  # bytearray(size) would be there at once
         self._block[: len(start)] = start
         self._size = size
         self._have = len(start)

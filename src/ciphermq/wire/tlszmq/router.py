@@ -146,6 +146,12 @@ class RouterMachine:
         return len(self._entries)
 
     @property
+    def peers(self) -> list[Peer]:
+        """Those whose handshake is over and who have not ended."""
+        found = [entry.peer for entry in self._entries.values()]
+        return [peer for peer in found if peer is not None and peer.alive]
+
+    @property
     def pending(self) -> bool:
         """Whether something waits to be sent."""
         return bool(self._now) or any(
@@ -171,6 +177,20 @@ class RouterMachine:
         self._dirty[self._entries[peer.envelope, session.token]] = None
         return waiting.size
 
+    def renew(self, context: ssl.SSLContext) -> None:
+        """Sessions begun from now on are `context`'s; `UsageError` when it is not a server's."""
+        check_context(context)
+        self._context = context
+
+    def end(self, peer: Peer, reason: str) -> None:
+        """End `peer`'s session in order, `on_end` and `peer.error` say why; what still waits for it
+        is not sent. Nothing happens when it has ended already."""
+        entry = self._entry_of(peer)
+        if entry is None:
+            return
+        self._now += entry.speaker.farewell()
+        self._leave(entry, ConnectionLost(reason))
+
     def take(self) -> None:
         """The application has had all of `inbox`."""
         for entry in self._untaken:
@@ -184,8 +204,7 @@ class RouterMachine:
         """Messages that say good-bye; a REQ hears none."""
         for entry in list(self._entries.values()):
             if not entry.speaker.session.strict and entry.peer is not None:
-                entry.speaker.session.end()
-                yield from entry.speaker.outgoing(more=False)
+                yield from entry.speaker.farewell()
             self._drop(entry)
 
     # --- for the socket -----------------------------------------------------------------------
@@ -231,8 +250,11 @@ class RouterMachine:
         for entry in dirty:
             speaker = entry.speaker
             stuck, speaker.stuck = speaker.stuck, []
-            for message in stuck:
+            for at, message in enumerate(stuck, 1):
                 yield entry.peer, message
+                if speaker.stuck:  # none may overtake it
+                    speaker.stuck += stuck[at:]
+                    break
             if not speaker.stuck:
                 for message in speaker.outgoing():
                     yield entry.peer, message
@@ -349,14 +371,14 @@ class RouterMachine:
         if old.peer.certificate != new.certificate or not new.certificate:
             return
         peer = entry.peer = old.peer
-        entry.speaker.waiting.put_first(old.speaker.waiting)
+        entry.speaker.waiting.put_first(old.speaker.waiting, old.speaker.unfinished())
         peer.speaker = entry.speaker
         # It ends with the old session. A client that sent something first has had it shown: what is
         # sent to it must find that it has left.
         old.peer, new.speaker = new, None
-        old.speaker.session.end()
-        self._now += old.speaker.stuck
-        self._now += old.speaker.outgoing(more=False)
+        # What ended in the old session goes before anything in the new one.
+        entry.speaker.stuck[:0] = old.speaker.farewell()
+        self._dirty[entry] = None
         self._drop(old)
 
     def _entry_of(self, peer: Peer) -> _Entry | None:

@@ -54,11 +54,16 @@ class Waiting:
                 f"a message has at most {limits.MAX_ZMQ_MESSAGE} bytes, not {size}: cut it up"
             )
 
-    def put_first(self, other: Waiting) -> None:
-        """Before all of it, all that waits in `other`, which is empty then."""
+    def put_first(self, other: Waiting, unfinished: list[list[bytes]]) -> None:
+        """Before all of it, what was `unfinished`, and all that waits in `other`, which is empty
+        then."""
+        for message in unfinished:
+            size = sum(map(len, message))
+            self._large |= size >= codec.LARGE_FROM
+            self.size += size
         self.size += other.size
         self._large |= other._large
-        self.messages[:0] = other.take()
+        self.messages[:0] = unfinished + other.take()
 
     def take(self) -> list[list[bytes]]:
         """All of it. It is empty then."""
@@ -69,21 +74,11 @@ class Waiting:
         """All of it as blocks, in pieces for one TLS write each. It is empty then."""
         large = self._large
         messages = self.take()
-        if not large:
-            if len(messages) <= codec.SMALL_MOST:
-                yield from _cut(codec.small(messages))
-            else:
-                yield from _small_blocks(messages)
+        if not large and len(messages) <= codec.SMALL_MOST:
+            yield from _cut(codec.small(messages))
             return
-        run: list[list[bytes]] = []
-        for message in messages:
-            if sum(map(len, message)) < codec.LARGE_FROM:
-                run.append(message)
-                continue
-            yield from _small_blocks(run)
-            run = []
-            yield from codec.large(message)
-        yield from _small_blocks(run)
+        for _, pieces in _blocks(messages):
+            yield from pieces
 
 
 def _own(part: Buffer) -> bytes:
@@ -96,9 +91,25 @@ def _own(part: Buffer) -> bytes:
         raise UsageError(f"a part of a message is bytes, not {type(part).__name__}") from None
 
 
-def _small_blocks(messages: list[list[bytes]]) -> Iterator[Buffer]:
+def _blocks(messages: list[list[bytes]]) -> Iterator[tuple[list[list[bytes]], Iterator[Buffer]]]:
+    """Which messages share a block, and its pieces."""
+    run: list[list[bytes]] = []
+    for message in messages:
+        if sum(map(len, message)) < codec.LARGE_FROM:
+            run.append(message)
+            continue
+        yield from _small_blocks(run)
+        run = []
+        yield [message], codec.large(message)
+    yield from _small_blocks(run)
+
+
+def _small_blocks(
+    messages: list[list[bytes]],
+) -> Iterator[tuple[list[list[bytes]], Iterator[Buffer]]]:
     for at in range(0, len(messages), codec.SMALL_MOST):
-        yield from _cut(codec.small(messages[at : at + codec.SMALL_MOST]))
+        block = messages[at : at + codec.SMALL_MOST]
+        yield block, _cut(codec.small(block))
 
 
 def _cut(block: Buffer) -> Iterator[Buffer]:
@@ -123,6 +134,7 @@ class Speaker:
         self._reader = PartsReader(scratch, limits.MAX_ZMQ_MESSAGE + 5 * limits.MAX_PARTS)
         self._scratch = scratch
         self._pieces: deque[Buffer] = deque()
+        self._begun: list[list[bytes]] = []
         self._bare = session.kind is Kind.BARE
         client = session.role is Role.CLIENT
         self._large_packet = limits.ZMQ_PACKET_OF_CLIENT if client else limits.ZMQ_PACKET
@@ -179,11 +191,33 @@ class Speaker:
         self.session.write(codec.replaces(token))
         self.session.gather()
 
+    def farewell(self) -> list[list[Buffer]]:
+        """The end in order: what a socket had no room for, and close_notify. Nothing can be
+        encrypted any more."""
+        stuck, self.stuck = self.stuck, []
+        self.session.end()
+        last = self.session.message()
+        return stuck if last is None else [*stuck, last]
+
+    def unfinished(self) -> list[list[bytes]]:
+        """The messages that have not been encrypted to their end, for another session."""
+        left, found = len(self._pieces), list[list[bytes]]()
+        sizes = [(block, sum(1 for _ in pieces)) for block, pieces in _blocks(self._begun)]
+        for block, size in reversed(sizes):
+            if left <= 0:
+                break
+            found[:0] = block
+            left -= size
+        return found
+
     def outgoing(self, *, more: bool = True) -> Iterator[list[Buffer]]:
         """ZeroMQ messages to send now. Without `more` none is begun that waits."""
         session = self.session
         if session.strict:
-            self._encrypt(more=more, size=limits.MAX_ZMQ_MESSAGE)
+            self._encrypt(more=more, size=limits.ZMQ_PACKET)
+            while self._pieces:  # one message however large it is, in frames that a socket takes
+                session.gather()
+                self._encrypt(more=False, size=limits.ZMQ_PACKET)
             if (message := session.message()) is not None:
                 yield message
             return
@@ -210,7 +244,10 @@ class Speaker:
             if not pieces:
                 if not (more and self.waiting.messages):
                     return
+                self._begun = self.waiting.messages
                 pieces.extend(self.waiting.pieces())
             piece = pieces.popleft()
             session.write(piece)
             size -= len(piece)
+            if not pieces:
+                self._begun = []
