@@ -128,6 +128,24 @@ async def test_a_renewed_certificate_on_sighup(
     assert broker.process.stop() == 0
 
 
+def test_sighup_while_it_starts(deployment: Deployment, tmp_path: Path) -> None:
+    """Held in the reading of its configuration, which comes through a pipe."""
+    text = deployment.config.read_text()
+    deployment.config.unlink()
+    os.mkfifo(deployment.config)
+    settings = {"CIPHERMQ_SERVER__ADDRESS": f"127.0.0.1:{free_port()}"}
+    words = ["server", "--config", str(deployment.config)]
+    process = Process("server", words, log=tmp_path / "server.out", environment=settings)
+    try:
+        with deployment.config.open("w") as pipe:  # which waits until somebody reads
+            os.kill(process.pid, signal.SIGHUP)
+            pipe.write(text)
+        process.wait_for("ciphermq ready")
+        assert process.stop() == 0
+    finally:
+        process.kill()
+
+
 async def test_a_client_is_revoked_while_others_send(
     start: Callable[..., Running], deployment: Deployment, capsys: pytest.CaptureFixture[str]
 ) -> None:
