@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
@@ -144,6 +145,15 @@ def test_sighup_while_it_starts(deployment: Deployment, tmp_path: Path) -> None:
         assert process.stop() == 0
     finally:
         process.kill()
+
+
+def test_sighup_while_it_ends(start: Callable[..., Running]) -> None:
+    process = start().process
+    os.kill(process.pid, signal.SIGTERM)
+    while process.running:
+        os.kill(process.pid, signal.SIGHUP)
+        time.sleep(0.005)
+    assert process.wait() == 0
 
 
 async def test_a_client_is_revoked_while_others_send(

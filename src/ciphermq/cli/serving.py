@@ -37,7 +37,12 @@ async def serve(settings: ServerSettings, logs: Logging, *, as_json: bool) -> No
     def ready(where: HostPort) -> None:
         _say_ready(where, as_json=as_json)
 
-    await broker.run(ready=ready, stop=stop)
+    try:
+        await broker.run(ready=ready, stop=stop)
+    finally:
+        # The loop's own end would have it kill a process that is about to end in order.
+        loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def assemble(settings: ServerSettings, logs: Logging) -> Server:
