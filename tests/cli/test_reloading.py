@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
@@ -126,6 +127,33 @@ async def test_a_renewed_certificate_on_sighup(
         assert await asyncio.to_thread(run, ["status"]) == 0
         assert (carol.connected, carol.connections) == (True, 1)
     assert broker.process.stop() == 0
+
+
+def test_sighup_while_it_starts(deployment: Deployment, tmp_path: Path) -> None:
+    """Held in the reading of its configuration, which comes through a pipe."""
+    text = deployment.config.read_text()
+    deployment.config.unlink()
+    os.mkfifo(deployment.config)
+    settings = {"CIPHERMQ_SERVER__ADDRESS": f"127.0.0.1:{free_port()}"}
+    words = ["server", "--config", str(deployment.config)]
+    process = Process("server", words, log=tmp_path / "server.out", environment=settings)
+    try:
+        with deployment.config.open("w") as pipe:  # which waits until somebody reads
+            os.kill(process.pid, signal.SIGHUP)
+            pipe.write(text)
+        process.wait_for("ciphermq ready")
+        assert process.stop() == 0
+    finally:
+        process.kill()
+
+
+def test_sighup_while_it_ends(start: Callable[..., Running]) -> None:
+    process = start().process
+    os.kill(process.pid, signal.SIGTERM)
+    while process.running:
+        os.kill(process.pid, signal.SIGHUP)
+        time.sleep(0.005)
+    assert process.wait() == 0
 
 
 async def test_a_client_is_revoked_while_others_send(

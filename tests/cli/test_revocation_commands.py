@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ciphermq.cli.main import run
 from ciphermq.client.identity import Identity
 from ciphermq.pki import pem
-from ciphermq.pki.authority import AuthorityDirectory
+from ciphermq.pki.authority import Authority, AuthorityDirectory
+from ciphermq.pki.revocation import RevocationList
 from cli.stored import run_json
 from support.deployment import Deployment, make_deployment
 
@@ -152,3 +155,56 @@ def test_who_was_revoked_is_not_renewed_by_mistake(deployment: Deployment, capsy
         _, err = said(capsys, 2, "identity", "renew", *words)
         assert "the key of 'alice' was taken back" in err
     assert run(["identity", "renew", "alice", "--new-key"]) == 0
+
+
+def test_two_commands_at_once_leave_the_newer_list(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first has issued its list, and the second is done before that is handed out."""
+    issue = Authority.issue_crl
+    inner = []
+
+    def overtaken(self: Authority, **what: Any) -> RevocationList:
+        made = issue(self, **what)
+        if not inner:
+            inner.append(True)
+            inner.append(run(["ca", "revoke", "bob"]) == 0)
+        return made
+
+    monkeypatch.setattr(Authority, "issue_crl", overtaken)
+    assert run(["ca", "revoke", "alice"]) == 0
+    assert inner == [True, True]
+    newest = AuthorityDirectory(deployment.ca_dir).revocation_list()
+    assert (newest.number, len(newest.serials)) == (3, 2)
+    for directory in (deployment.server_dir, deployment.identity("alice")):
+        assert pem.blocks("X509 CRL", (directory / "crl.pem").read_bytes()) == (newest.der,)
+
+
+def test_nobody_else_issues_a_list_while_one_is_handed_out(deployment: Deployment) -> None:
+    with AuthorityDirectory(deployment.ca_dir).newest_list() as newest:
+        other = threading.Thread(target=run, args=(["ca", "crl"],))
+        other.start()
+        other.join(0.3)
+        assert number(deployment) == newest.number
+    other.join(60)
+    assert number(deployment) == newest.number + 1
+
+
+def test_where_the_list_can_t_be_put_is_said_and_the_others_have_it(
+    deployment: Deployment, capsys: Capture
+) -> None:
+    home, other = deployment.identity("alice"), deployment.identity("bob")
+    (home / "identity.toml").write_text("name = = ")  # which is no reason to go without
+    (other / "trust.json").write_text("damaged")
+    out, err = said(capsys, 2, "ca", "revoke", "alice")
+    assert "Revoked: alice" in out
+    assert "Issued revocation list 2" in out
+    assert "the revocation list is issued and counts, but could not be put into" in err
+    assert f"{other} (" in err
+    assert "repeat the command" in err
+    for directory in (deployment.server_dir, home):
+        newest = AuthorityDirectory(deployment.ca_dir).revocation_list()
+        assert pem.blocks("X509 CRL", (directory / "crl.pem").read_bytes()) == (newest.der,)
+    (other / "trust.json").unlink()
+    out, _ = said(capsys, 0, "ca", "revoke", "alice")
+    assert f"installed in {other}" in out

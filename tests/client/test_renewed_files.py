@@ -11,6 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from ciphermq import limits
 from ciphermq.client import Client, connect, enrol, layout
 from ciphermq.client.classic.peer import Peer
 from ciphermq.client.identity import Identity
@@ -195,6 +196,26 @@ async def test_who_is_revoked_tries_on_and_says_why(deployment: Deployment) -> N
             path, authority=deployment.authority, now_ms=now_ms(), passphrase=None
         )
         await until_connected(alice, 2)
+
+
+async def test_a_disk_that_fails_once_does_not_end_the_hourly_look(
+    deployment: Deployment, broker: Broker, join, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(limits, "CLIENT_ROUND", 0.05)
+    alice = await join("alice")
+    lock = deployment.identity("alice") / layout.LOCK
+    lock.unlink(missing_ok=True)
+    lock.mkdir()  # which can't be opened as a file
+    deployment.authority.issue_crl(now_ms=now_ms())
+    text = (deployment.ca_dir / REVOCATION_LIST).read_bytes()
+    (deployment.identity("alice") / layout.REVOCATION_LIST).write_bytes(text)
+    async with asyncio.timeout(60):
+        while "hourly look at the broker failed" not in caplog.text:
+            await asyncio.sleep(0.01)
+        assert alice.identity.verifier.crl_number == 1
+        lock.rmdir()
+        while alice.identity.verifier.crl_number != 2:
+            await asyncio.sleep(0.01)
 
 
 # --- the programs of 1.x --------------------------------------------------------------------------

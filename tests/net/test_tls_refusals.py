@@ -40,6 +40,23 @@ def strangers(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 SAID = ("connection refused", "TLS handshake failed")
 
 
+@pytest.mark.parametrize("hide", [b"", b"\x01"], ids=["in the open", "hidden from our own reader"])
+def test_a_certificate_in_the_revocation_list_makes_no_authority(
+    certificates: Certificates, strangers: Certificates, tmp_path: Path, hide: bytes
+) -> None:
+    """With its own list beside it, hidden in a way that OpenSSL overlooks, it would."""
+    begin = b"-----BEGIN X509 CRL-----"
+    theirs = strangers.authority.path
+    lists = tmp_path / "crl.pem"
+    text = (theirs / "ca.crt").read_bytes() + (theirs / "crl.pem").read_bytes()
+    ours = (certificates.authority.path / "crl.pem").read_bytes()
+    lists.write_bytes(ours + text.replace(begin, begin + hide))
+    with pytest.raises(IdentityError, match=r"crl\.pem holds a certificate.*only lists belong"):
+        certificates.server(revocations=lists)
+    with pytest.raises(IdentityError, match=r"crl\.pem holds a certificate"):
+        certificates.client("alice", revocations=lists)
+
+
 async def said_to_client(server, context: ssl.SSLContext, **changes) -> str:
     with pytest.raises(TlsFailed) as caught:
         await server.dial(context=context, **changes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import ssl
 from collections.abc import Callable
@@ -373,6 +374,120 @@ async def test_who_is_revoked_does_not_stay_for_a_fault_of_another_file(
     await until(lambda: reloads(rig) == 1)
     with pytest.raises(TlsFailed, match="has been revoked"):
         await rig.client("alice")
+
+
+async def test_what_is_put_right_without_a_new_file_is_taken_too(
+    start: Start, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time, permissions, a disk that comes back: nothing is replaced then."""
+    later = 0
+    rig = await start(tls=SOON)
+    monkeypatch.setattr(rig.broker.server._trust, "_now_ms", lambda: now_ms() + later)
+    made = real.renew_server(deployment.made, deployment.authority, now_ms=now_ms() + 3 * DAY_MS)
+    await until(lambda: reloads(rig, failed=True) == 1)
+    assert await served(rig) != made.serial_number
+    later = 3 * DAY_MS
+    await until(lambda: reloads(rig) == 1)
+    assert reloads(rig, failed=True) == 1
+    assert rig.broker.server._trust.current.certificate.serial_number == made.serial_number
+
+
+async def test_another_fault_of_the_same_files_is_said(
+    start: Start, deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = await start(tls=SOON)
+    other_key(deployment)
+    await until(lambda: reloads(rig, failed=True) == 1)
+    no_key(deployment)
+    await until(lambda: "server.key doesn't exist" in caplog.text)
+    assert reloads(rig, failed=True) == 2
+
+
+async def test_files_that_were_caught_half_written_are_complained_about_once(
+    start: Start, deployment: Deployment
+) -> None:
+    """A look that falls between two writes is repeated, and by nobody's wish but its own."""
+    rig = await start(tls=SOON)
+    keeper = rig.broker.server._trust
+    look = keeper._stamps
+    looks: list[Any] = []
+
+    def between() -> Any:
+        found = look()
+        if not looks and found != keeper._seen:
+            found = (None, *found[1:])
+            looks.append(found)
+        return found
+
+    keeper._stamps = between
+    half(deployment)
+    await until(lambda: bool(looks) and reloads(rig, failed=True) >= 1)
+    await asyncio.sleep(0.7)  # past the moment that a second look is put off for
+    assert reloads(rig, failed=True) == 1
+
+
+async def test_a_replaced_file_that_looks_as_old_and_as_long(
+    start: Start, deployment: Deployment
+) -> None:
+    """As it comes out of archives that say nothing of time."""
+    path = deployment.server_dir / "server.crt"
+    path.write_bytes(path.read_bytes() + b"\n" * (900 - path.stat().st_size))
+    before = path.stat()
+    rig = await start(tls=SOON)
+    key = keyfile.read_key(deployment.server_dir / "server.key", None).public_key()
+    made = deployment.authority.issue_server(real.DEFAULT_HOSTS, key, now_ms=now_ms())
+    text = made.public_bytes(Encoding.PEM)
+    with path.open("r+b") as file:
+        file.write(text + b"\n" * (900 - len(text)))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_mtime_ns, after.st_ino, after.st_size) == (
+        before.st_mtime_ns,
+        before.st_ino,
+        before.st_size,
+    )
+    await until(lambda: shown(rig) == made.serial_number)
+
+
+def shown(rig: Rig) -> int:
+    return int(rig.broker.server._trust.current.certificate.serial_number)
+
+
+async def test_a_newer_list_counts_though_one_before_it_does_not(
+    start: Start, deployment: Deployment, tmp_path: Path
+) -> None:
+    """Two authorities: what is wrong with the list of one says nothing about the other's."""
+    other = make_deployment(tmp_path / "other", ["carol"])
+    server = deployment.server_dir
+    for name in ("ca.crt", "crl.pem"):
+        text = b"".join((one.ca_dir / name).read_bytes() for one in (other, deployment))
+        (server / name).write_bytes(text)
+    rig = await start(tls=SOON)
+    alice, bob = await rig.client("alice"), await rig.client("bob")
+    other.authority.issue_crl(now_ms=now_ms() - 60 * DAY_MS)
+    deployment.revoke("alice")
+    text = b"".join((one.ca_dir / "crl.pem").read_bytes() for one in (other, deployment))
+    (server / "crl.pem").write_bytes(text)
+    assert isinstance(await alice.ended(), AccessRefused)
+    assert await bob.ask(Ping) is None
+    assert reloads(rig) == 0
+
+
+async def test_who_can_t_be_told_goes_all_the_same_and_those_after_him(
+    start: Start, deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = await start(tls=SOON)
+    clients = [await rig.client("alice") for _ in range(3)]
+
+    def broken(_: Exception) -> None:
+        raise RuntimeError("a fault of this program")
+
+    for session in rig.broker.server.services.sessions:
+        session.shut_out = broken
+    deployment.revoke("alice")
+    for client in clients:
+        await client.ended()
+    assert caplog.text.count("could not be told that it is shut out") == 3
 
 
 # --- said in time ---------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from ciphermq.client import enrol
 from ciphermq.client.layout import IdentitySettings
 from ciphermq.custody import disk
 from ciphermq.custody.passphrase import STRONG, Cost
-from ciphermq.errors import AuthorityError, IdentityNotFound, UsageError
+from ciphermq.errors import AuthorityError, CipherMQError, IdentityNotFound, UsageError
 from ciphermq.model.suites import DEFAULT_SUITE, Suite
 from ciphermq.net.address import DEFAULT_PORT
 from ciphermq.pki import keyfile, names
@@ -57,7 +57,7 @@ class Deployment:
         return self.admin if name == ADMINISTRATOR else self.identities / name
 
     def identity_directories(self) -> list[Path]:
-        """Those that are here, the administrator's first."""
+        """Those that are here, the administrator's first; also those that can't be read."""
         others = sorted(self.identities.iterdir()) if self.identities.is_dir() else []
         found = []
         for path in [self.admin, *others]:
@@ -65,6 +65,8 @@ class Deployment:
                 IdentitySettings.read(path)
             except IdentityNotFound:
                 continue
+            except CipherMQError:
+                pass  # who means to do something there will be told
             found.append(path)
         return found
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cryptography import x509
 
     from ciphermq.cli.deployment import Deployment
-    from ciphermq.pki.authority import Issued
+    from ciphermq.pki.authority import AuthorityDirectory, Issued
     from ciphermq.pki.revocation import RevocationList
     from ciphermq.pki.revoking import Standing, Target
 
@@ -104,7 +104,7 @@ def revoke(
         serials = [target.serial for target in fresh]
         crl = authority.issue_crl(now_ms=now_ms(), revoke=serials, reason=flag)
     # Also when nothing is new: an earlier run may have been stopped before it came to that.
-    places = _hand_out(deployment, crl)
+    places, missed = _hand_out(deployment, authority)
     if as_json:
         entries = [
             {**_facts(target.serial, target.issued), "already": target not in fresh}
@@ -116,6 +116,7 @@ def revoke(
             _say(target, already=target not in fresh)
         _say_list(crl, places, deployment, issued=bool(fresh))
     _warn(deployment, targets, home_words(home))
+    _check_handed_out(missed)
 
 
 def crl(
@@ -127,12 +128,14 @@ def crl(
     from ciphermq.cli.deployment import Deployment
 
     deployment = Deployment(home_directory(home))
-    new = open_authority(deployment, passphrase_file).issue_crl(now_ms=now_ms())
-    places = _hand_out(deployment, new)
+    authority = open_authority(deployment, passphrase_file)
+    new = authority.issue_crl(now_ms=now_ms())
+    places, missed = _hand_out(deployment, authority)
     if as_json:
         print_json({**about(new), "installed": places})
     else:
         _say_list(new, places, deployment, issued=True)
+    _check_handed_out(missed)
 
 
 def about(crl: RevocationList) -> dict[str, Any]:
@@ -148,22 +151,42 @@ def about(crl: RevocationList) -> dict[str, Any]:
     }
 
 
-def _hand_out(deployment: Deployment, crl: RevocationList) -> list[str]:
-    """Put the list into the broker's directory and the identities that are here."""
+def _hand_out(deployment: Deployment, authority: AuthorityDirectory) -> tuple[list[str], list[str]]:
+    """Put the newest list into the broker's directory and the identities that are here: where it
+    is now, and where it could not be put, with the reason."""
     from ciphermq.client import enrol
     from ciphermq.custody import disk
+    from ciphermq.errors import CipherMQError
     from ciphermq.pki.authority import REVOCATION_LIST
 
-    places = []
-    if deployment.server.is_dir():
-        text = (deployment.ca / REVOCATION_LIST).read_bytes()
-        path = deployment.server / REVOCATION_LIST
-        disk.write_file(path, text, mode=disk.PUBLIC, replace=True)
-        places.append(str(deployment.server))
-    for path in deployment.identity_directories():
-        enrol.install_crl(path, crl)
-        places.append(str(path))
-    return places
+    # Two commands at once must not have the broker end up with the older list.
+    with authority.newest_list() as crl:
+        text = (authority.path / REVOCATION_LIST).read_bytes()
+        places, missed = [], []
+        broker = [deployment.server] if deployment.server.is_dir() else []
+        for path in [*broker, *deployment.identity_directories()]:
+            try:
+                if path == deployment.server:
+                    name = path / REVOCATION_LIST
+                    disk.write_file(name, text, mode=disk.PUBLIC, replace=True)
+                else:
+                    enrol.install_crl(path, crl)
+            except (CipherMQError, OSError) as error:
+                missed.append(f"{path} ({error})")
+            else:
+                places.append(str(path))
+    return places, missed
+
+
+def _check_handed_out(missed: list[str]) -> None:
+    """`IdentityError` naming where the new list could not be put."""
+    from ciphermq.errors import IdentityError
+
+    if missed:
+        raise IdentityError(
+            "the revocation list is issued and counts, but could not be put into "
+            f"{', '.join(missed)}: put that right and repeat the command"
+        )
 
 
 # --- in words -------------------------------------------------------------------------------------

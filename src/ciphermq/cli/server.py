@@ -36,6 +36,8 @@ def server(
     Every value of the configuration can be overridden by CIPHERMQ_SECTION__KEY in the
     environment.
     """
+    import signal
+
     from ciphermq.cli.common import home_directory, run
     from ciphermq.cli.serving import serve
     from ciphermq.errors import CipherMQError
@@ -43,6 +45,8 @@ def server(
     from ciphermq.telemetry import get_logger
     from ciphermq.telemetry.logs import start_logging
 
+    # Who asks for a reload while it starts or ends would kill it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     path = config if config is not None else home_directory(home) / "server" / "config.toml"
     settings = load_server_settings(path)
     check_files(settings, path)

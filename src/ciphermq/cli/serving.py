@@ -26,13 +26,23 @@ async def serve(settings: ServerSettings, logs: Logging, *, as_json: bool) -> No
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _asked_to_stop, stop)
+
+    def reread() -> None:
+        broker.reread()
+
+    # Before the files are read: a wish that comes meanwhile is heard after that, not lost.
+    loop.add_signal_handler(signal.SIGHUP, reread)
     broker = assemble(settings, logs)
-    loop.add_signal_handler(signal.SIGHUP, broker.reread)
 
     def ready(where: HostPort) -> None:
         _say_ready(where, as_json=as_json)
 
-    await broker.run(ready=ready, stop=stop)
+    try:
+        await broker.run(ready=ready, stop=stop)
+    finally:
+        # The loop's own end would have it kill a process that is about to end in order.
+        loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def assemble(settings: ServerSettings, logs: Logging) -> Server:

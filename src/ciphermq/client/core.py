@@ -199,5 +199,6 @@ class Core:
                     await self.register_key()
             except (Refused, ConnectionLost, WaitTimeout) as error:
                 _log.info("the hourly look at the broker failed", error=str(error))
-            except CipherMQError as error:
+            # A disk that is full or read-only for once must not end the looking for good.
+            except (CipherMQError, OSError) as error:
                 _log.warning("the hourly look at the broker failed", error=str(error))

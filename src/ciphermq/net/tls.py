@@ -107,18 +107,28 @@ def _context(
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     if offered := list(protocols):
         context.set_alpn_protocols(offered)
-    for path, what in ((authority, "authority's certificate"), (revocations, "revocation list")):
-        if path is None:
-            continue
-        try:
-            context.load_verify_locations(cafile=path)
-        except FileNotFoundError:
-            raise IdentityError(f"the {what} {path} doesn't exist") from None
-        except (OSError, ssl.SSLError) as error:
-            raise IdentityError(f"the {what} {path} can't be read: {error}") from error
+    _believe(context, authority, "authority's certificate")
     if revocations is not None:
+        believed = context.cert_store_stats()["x509"]
+        _believe(context, revocations, "revocation list")
+        # OpenSSL believes every certificate that it finds there. Lists are public and travel by
+        # roads that nobody guards: who could change one would be an authority.
+        if context.cert_store_stats()["x509"] != believed:
+            raise IdentityError(
+                f"the revocation list {revocations} holds a certificate, which would make its "
+                "owner an authority: only lists belong there"
+            )
         context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     return context
+
+
+def _believe(context: ssl.SSLContext, path: Path, what: str) -> None:
+    try:
+        context.load_verify_locations(cafile=path)
+    except FileNotFoundError:
+        raise IdentityError(f"the {what} {path} doesn't exist") from None
+    except (OSError, ssl.SSLError) as error:
+        raise IdentityError(f"the {what} {path} can't be read: {error}") from error
 
 
 def _load_own(

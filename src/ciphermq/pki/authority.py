@@ -102,6 +102,18 @@ class AuthorityDirectory:
                 "place would forget who is revoked"
             ) from error
 
+    @contextmanager
+    def newest_list(self) -> Iterator[RevocationList]:
+        """The newest list, and nobody issues another until the block ends: for who hands it out.
+        Raises as `revocation_list`."""
+        with self._locked():
+            yield self.revocation_list()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with disk.locked(self.path / _LOCK):
+            yield
+
     def revocations(self) -> list[x509.RevokedCertificate]:
         """What is on the newest list, by date and reason; raises as `revocation_list`."""
         return list(x509.load_der_x509_crl(self.revocation_list().der))
@@ -333,11 +345,6 @@ class Authority(AuthorityDirectory):
                 f"the key of {name!r} was taken back: every certificate it had is revoked (serial "
                 f"{max(serials):x}). Make a new identity, or a new request, whose key nobody has"
             )
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with disk.locked(self.path / _LOCK):
-            yield
 
     def _keep(self, certificate: x509.Certificate) -> x509.Certificate:
         issued = self.path / _ISSUED

@@ -156,12 +156,17 @@ class ChainVerifier:
         revoked since.
         """
         new = RevocationList(der, self.authorities)
+        self.use(new, lowest=lowest)
+        return new
+
+    def use(self, new: RevocationList, *, lowest: int = 0) -> None:
+        """As `use_crl`, with a list that was read by these authorities: to read a long one takes
+        too long for an event loop."""
         old = self._lists.get(new.issuer)
         highest = max(lowest, old.number if old else 0)
         if new.number < highest:
             raise _older(new.number, highest)
         self._lists[new.issuer] = new
-        return new
 
     def check_signer(self, chain: Sequence[bytes], at_ms: int, now_ms: int) -> SignerInfo:
         """Whom `chain` stands for, if it could sign at `at_ms` and is not revoked at `now_ms`.

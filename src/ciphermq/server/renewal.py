@@ -27,7 +27,7 @@ from ciphermq.server.trust import Trust
 from ciphermq.settings import TlsSection
 from ciphermq.telemetry import Counters, get_logger
 
-_Stamp = tuple[int, int, int]
+_Stamp = tuple[int, int, int, int]
 _Stamps = tuple[_Stamp | None, ...]
 
 Changed = Callable[[Trust, Trust], Awaitable[None]]
@@ -54,7 +54,10 @@ class TrustKeeper:
         self._seen = self._stamps()
         self.current: Trust = trust.load(files, tls_1_2=tls_1_2)
         self.counters = Counters("tls_reloads", "tls_reloads_failed", "clients_shut_out")
-        self._asked = asyncio.Event()
+        self._refused: str | None = None
+        """Why the files that are there now do not count; None: they do."""
+        self._asked = False
+        self._woken = asyncio.Event()
 
     # --- what counts now --------------------------------------------------------------------
 
@@ -79,18 +82,19 @@ class TrustKeeper:
 
     def ask(self) -> None:
         """Have the files read now, whether they look new or not."""
-        self._asked.set()
+        self._asked = True
+        self._woken.set()
 
     async def watch(self, seconds: float, changed: Changed) -> None:
         """Look every so many `seconds`, and when asked to; 0: only then. Ends when cancelled."""
         while True:
             try:
                 async with asyncio.timeout(None if seconds == _NEVER else seconds):
-                    await self._asked.wait()
+                    await self._woken.wait()
             except TimeoutError:
                 pass
-            asked = self._asked.is_set()
-            self._asked.clear()
+            self._woken.clear()
+            asked, self._asked = self._asked, False
             before = self.current
             try:
                 if await self._look(asked=asked):
@@ -102,50 +106,75 @@ class TrustKeeper:
         """Whether there is something new, and it counts from now on."""
         # Not here and now: the files may be on a disk that hangs.
         stamps = await asyncio.to_thread(self._stamps)
-        if stamps == self._seen and not asked:
+        same = stamps == self._seen and not asked
+        # What was refused is tried again: permissions, a clock or a disk may have been put right.
+        if same and self._refused is None:
             return False
         self._seen = stamps
         try:
             new = await asyncio.to_thread(self._load)
         except Exception as error:  # noqa: BLE001  (whatever it is, there is something that works)
-            # A certificate and its key are two files: who writes them gets a moment for both.
-            await asyncio.sleep(_SETTLE)
-            if not await self._moved(stamps):
-                self.counters.add("tls_reloads_failed")
-                _log.error(
-                    "the new certificate files were not taken over, the former ones still count",
-                    reason=str(error) or repr(error),
-                )
-                return await self._take_lists()
-            return False
+            reason = str(error) or repr(error)
+            if not (same and reason == self._refused):
+                # A certificate and its key are two files: who writes them gets a moment for both.
+                await asyncio.sleep(_SETTLE)
+                if await self._moved(stamps):
+                    return False
+                self._refuse(reason)
+            return await self._take_lists()
         if await self._moved(stamps):
             return False
-        self.current = new
+        self.current, self._refused = new, None
         self.counters.add("tls_reloads")
         self._say(new)
         return True
 
+    def _refuse(self, reason: str) -> None:
+        self._refused = reason
+        self.counters.add("tls_reloads_failed")
+        _log.error(
+            "the new certificate files were not taken over, the former ones still count",
+            reason=reason,
+        )
+
     async def _take_lists(self) -> bool:
         """Judge by newer revocation lists of the authorities that count, if there are any."""
-        verifier, path = self.current.verifier, self._files.crl_path
-        known = {crl.der for crl in verifier.revocation_lists}
+        verifier = self.current.verifier
+        newer = await asyncio.to_thread(self._newer_lists, verifier)
+        for crl in newer:
+            verifier.use(crl)
+        if newer:
+            number = verifier.crl_number
+            _log.warning("the newer revocation list counts all the same", number=number)
+        return bool(newer)
+
+    def _newer_lists(self, verifier: ChainVerifier) -> list[RevocationList]:
+        """Those in the file that `verifier` can judge by, and does not yet."""
+        path = self._files.crl_path
         try:
-            text = await asyncio.to_thread(path.read_bytes) if path is not None else b""
-            for der in pem.blocks("X509 CRL", text):
-                RevocationList(der, verifier.authorities).check_current(self._now_ms())
-                verifier.use_crl(der)
-        except (OSError, IdentityError, ReceiverFault):
-            pass  # it is no list of ours, or an old one, which was said with the rest
-        if {crl.der for crl in verifier.revocation_lists} <= known:
-            return False
-        _log.warning("the newer revocation list counts all the same", number=verifier.crl_number)
-        return True
+            ders = pem.blocks("X509 CRL", path.read_bytes()) if path is not None else ()
+        except (OSError, IdentityError):
+            return []  # which was said with the rest
+        in_use = {crl.issuer: crl for crl in verifier.revocation_lists}
+        found = []
+        for der in ders:
+            try:
+                crl = RevocationList(der, verifier.authorities)
+                crl.check_current(self._now_ms())
+            except ReceiverFault:
+                continue  # it is no list of ours, or an old one; the next may be
+            before = in_use.get(crl.issuer)
+            if before is None or (crl.number >= before.number and crl.der != before.der):
+                in_use[crl.issuer] = crl
+                found.append(crl)
+        return found
 
     async def _moved(self, stamps: _Stamps) -> bool:
         """Whether the files were replaced while they were read; then they are read again."""
         if await asyncio.to_thread(self._stamps) == stamps:
             return False
-        asyncio.get_running_loop().call_later(_SETTLE, self.ask)
+        self._seen = ()  # what was read is forgotten, so that whatever is there now is new
+        asyncio.get_running_loop().call_later(_SETTLE, self._woken.set)
         return True
 
     def _load(self) -> Trust:
@@ -180,4 +209,5 @@ def _stamp(path: Path | None) -> _Stamp | None:
         found = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino, found.st_size
+    # The last is nobody's to set: archives are unpacked with the times of long ago.
+    return found.st_mtime_ns, found.st_ino, found.st_size, found.st_ctime_ns

@@ -235,16 +235,20 @@ class Server:
             try:
                 now.judge(session.link.peer_certificate, issuer=gone)
             except CertificateError as error:
-                self._trust.counters.add("clients_shut_out")
-                _log.warning(
-                    "client shut out",
-                    client=session.client,
-                    peer=session.link.peer,
-                    reason=str(error),
-                )
-                session.shut_out(AccessRefused(f"{session.client!r} is let in no more: {error}"))
+                self._shut_out(session, str(error))
             if count % limits.EXPEL_SLICE == 0:
                 await asyncio.sleep(0)
+
+    def _shut_out(self, session: Session | OnexSession, reason: str) -> None:
+        self._trust.counters.add("clients_shut_out")
+        fields = {"client": session.client, "peer": session.link.peer}
+        _log.warning("client shut out", reason=reason, **fields)
+        error = AccessRefused(f"{session.client!r} is let in no more: {reason}")
+        try:
+            session.shut_out(error)
+        except Exception:  # noqa: BLE001  (he goes all the same, and so do those after him)
+            _log.error("a client could not be told that it is shut out", exc_info=True, **fields)
+            session.link.abort(error)
 
     # --- sessions and status ----------------------------------------------------------------
 
