@@ -67,7 +67,8 @@ class TlsPump:
         """Whether the peer has ended its side in order (close_notify)."""
         self.records_out = 0
         self.records_in = 0
-        self._error: ssl.SSLError | None = None
+        self.error: ssl.SSLError | None = None
+        """What `fill` will raise from now on."""
 
     # --- ciphertext -------------------------------------------------------------------------
 
@@ -99,8 +100,8 @@ class TlsPump:
 
         An error that comes behind good bytes is raised by the next call.
         """
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         read: Callable[[int, memoryview], int] = self._ssl.read  # type: ignore[assignment]
         incoming, undecrypted = self._incoming, self._ssl.pending
         at, size = 0, len(room)
@@ -119,7 +120,7 @@ class TlsPump:
         except ssl.SSLZeroReturnError:
             self.ended = True
         except ssl.SSLError as error:
-            self._error = error  # OpenSSL would not say it a second time
+            self.error = error  # OpenSSL would not say it a second time
             if not at:
                 raise
         return at

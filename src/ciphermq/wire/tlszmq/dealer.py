@@ -190,8 +190,9 @@ class DealerMachine:
         try:
             if head.kind is Kind.RESET:
                 raise session.reset(body)
+            known = session.established
             found = speaker.receive(head, body, now)
-            if session.established:
+            if not known and session.established:
                 self._check_protocol(session)
             self.inbox += found
         except TransportError as error:

@@ -177,9 +177,13 @@ class Speaker:
             while size := session.fill(self._scratch):
                 found.append([bytes(self._scratch[:size])])
             return
+        room = reader.room()
         try:
-            while size := session.fill(reader.room()):
+            while size := session.fill(room):
                 found += reader.filled(size)
+                if size < len(room) and session.pump.error is None:
+                    return  # there is no more, and nothing else to be told
+                room = reader.room()
         except RemoteProtocolError as error:
             who = f"the {session.role.peer.value} at {session.where}"
             raise session.fail(ConnectionLost(f"{who} broke the protocol: {error}")) from error
