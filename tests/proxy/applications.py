@@ -60,6 +60,14 @@ class Books:
         return self.confirmed <= self.seen.keys()
 
 
+class Connection(aio_pika.Connection):
+    """aio-pika's would close itself, in a task, when nobody holds it any more; but who collects it
+    may be one of the threads here, where no task can begin."""
+
+    def __del__(self) -> None:
+        """Nothing: what could not be opened has nothing to close."""
+
+
 class Publishing:
     """Publishes without a pause until told to stop."""
 
@@ -77,7 +85,9 @@ class Publishing:
         """With many publications under way at a time."""
         while not self.stop.is_set():
             try:
-                async with await aio_pika.connect(self.url) as connection:
+                async with await aio_pika.connect(
+                    self.url, connection_class=Connection
+                ) as connection:
                     channel = await connection.channel()
                     self.books.connections[self.name] += 1
                     while not self.stop.is_set():
@@ -125,7 +135,9 @@ class Consuming:
         """Each message by itself, settled by a question the queue has answered since."""
         while not self.stop.is_set():
             try:
-                async with await aio_pika.connect(self.url) as connection:
+                async with await aio_pika.connect(
+                    self.url, connection_class=Connection
+                ) as connection:
                     channel = await connection.channel()
                     await channel.set_qos(WINDOW)
                     before = frozenset(self.books.settled)
@@ -199,7 +211,9 @@ class Newcomers:
             number += 1
             body = f"newcomer {number}"
             try:
-                async with await aio_pika.connect(self.url) as connection:
+                async with await aio_pika.connect(
+                    self.url, connection_class=Connection
+                ) as connection:
                     channel = await connection.channel()
                     message = Message(body.encode(), delivery_mode=DeliveryMode.PERSISTENT)
                     await channel.default_exchange.publish(message, self.queue)
