@@ -268,6 +268,10 @@ ZMQ_PACKET: Final = 256 * KIB
 """Bytes of a ZeroMQ message, more or less: several TLS writes, so that the cost of ZeroMQ's own
 queues vanishes beside that of encryption."""
 
+ZMQ_PIECE: Final = 256 * KIB
+"""Bytes for one TLS write or one look for records: fewer and longer calls than TCP's, for which
+OpenSSL's memory of a session grows to as much."""
+
 ZMQ_PACKET_OF_CLIENT: Final = MIB
 """The same for a client with much under way: every packet wakes four threads on its way. OpenSSL
 keeps memory for the largest one as long as the session lasts, which a server has too many of."""
@@ -282,7 +286,7 @@ for a road without delay, and few enough that all of it stays in the processor's
 
 MAX_ZMQ_FRAME: Final = 4 * MIB
 """What a ZeroMQ socket takes in one frame before it cuts the peer off: an answer to a REQ comes in
-one message however large it is, in frames of 64 KiB."""
+one message however large it is, in frames of 256 KiB."""
 
 MAX_HOPS: Final = 16
 """Frames of a routing envelope: more devices than that are a loop."""
@@ -315,7 +319,7 @@ ZMQ_INBOX: Final = 65_536
 bytes the windows of its sessions bound them."""
 
 MAX_ZMQ_SESSIONS: Final = 10_000
-"""TLS buffers for each, about 40 kB, and up to 400 kB of one that has carried large messages."""
+"""TLS buffers for each, about 40 kB, and up to 600 kB of one that has carried large messages."""
 
 ZMQ_KEEPALIVE: Final = 20.0
 """A sign of life after so much silence; three unanswered ones, and the session is lost."""

@@ -16,7 +16,6 @@ from typing import Final
 
 from ciphermq import limits
 from ciphermq.errors import MalformedFrame
-from ciphermq.wire.tls import CHUNK
 from ciphermq.wire.tlszmq.header import Buffer
 
 _COUNT: Final = struct.Struct(">H")
@@ -34,12 +33,12 @@ def index_of(parts: Sequence[Buffer]) -> bytes:
 def pieces_of(parts: Sequence[Buffer]) -> Iterator[Buffer]:
     """All parts in pieces for one TLS write each."""
     for part in parts:
-        if len(part) <= CHUNK:
+        if len(part) <= limits.ZMQ_PIECE:
             yield part
         else:
             view = memoryview(part)
-            for at in range(0, len(view), CHUNK):
-                yield view[at : at + CHUNK]
+            for at in range(0, len(view), limits.ZMQ_PIECE):
+                yield view[at : at + limits.ZMQ_PIECE]
 
 
 def untouched(size: int) -> io.BytesIO:

@@ -9,7 +9,6 @@ from typing import Final
 from ciphermq import limits
 from ciphermq.errors import ConnectionLost, RemoteProtocolError, UsageError
 from ciphermq.wire.cmq2.table import Role
-from ciphermq.wire.tls import CHUNK
 from ciphermq.wire.tlszmq import parts as codec
 from ciphermq.wire.tlszmq.header import Buffer, Head, Kind
 from ciphermq.wire.tlszmq.parts import Parts, PartsReader
@@ -113,12 +112,12 @@ def _small_blocks(
 
 
 def _cut(block: Buffer) -> Iterator[Buffer]:
-    if len(block) <= CHUNK:
+    if len(block) <= limits.ZMQ_PIECE:
         yield block
         return
     view = memoryview(block)
-    for at in range(0, len(view), CHUNK):
-        yield view[at : at + CHUNK]
+    for at in range(0, len(view), limits.ZMQ_PIECE):
+        yield view[at : at + limits.ZMQ_PIECE]
 
 
 class Speaker:
@@ -165,8 +164,10 @@ class Speaker:
             return []
         found: list[Parts] = []
         for data in body:
-            for at in range(0, len(data), 2 * CHUNK):
-                session.feed(data if len(data) <= 2 * CHUNK else data[at : at + 2 * CHUNK])
+            for at in range(0, len(data), limits.ZMQ_PIECE):
+                session.feed(
+                    data if len(data) <= limits.ZMQ_PIECE else data[at : at + limits.ZMQ_PIECE]
+                )
                 if session.established or session.shake():
                     self._drain(found)
         return [[b"".join(part for (part,) in found)]] if self._bare and found else found
