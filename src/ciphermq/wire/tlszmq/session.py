@@ -6,7 +6,8 @@ one that came before is dropped, one that is missing ends the session, with that
 
 So that no queue fills up on the way, there is a window: a side has so many messages and bytes under
 way and no more, until the other says that it has taken them. It says so in the header of whatever
-it sends, or in a message of its own when a quarter of the window is used.
+it sends, or in a message of its own when half of the window's bytes are used, or a quarter of its
+messages: each wakes the sender, and the other half keeps him busy until then.
 
 A REQ socket must be answered once for each of its messages, and hears nothing else. Its session
 collects what it has to say until an answer is owed, and says something empty where nothing else is.
@@ -251,7 +252,7 @@ class Session:
         return (
             bool(self._chunks)
             or self._answer_ask
-            or self._untold >= limits.ZMQ_WINDOW // 4
+            or self._untold >= limits.ZMQ_WINDOW // 2
             or self._taken - self._told >= limits.ZMQ_WINDOW_MESSAGES // 4
         )
 
