@@ -1,8 +1,8 @@
 """TLS over ZeroMQ beside ZeroMQ alone and beside CurveZMQ: one way, and there and back.
 
 Two processes on two cores, a DEALER and a ROUTER over TCP on the loopback, blocking pyzmq, one call
-a message on both sides. The three take turns within each round, so that a busy moment of the
-machine hits all of them; of each the middle round counts.
+a message on both sides, begun afresh for every measurement. The three take turns within each round,
+so that a busy moment of the machine hits all of them; of each the middle round counts.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import statistics
 import struct
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,9 @@ def _size(size: int, files: dict[str, Any], options: argparse.Namespace) -> dict
     rounds: dict[str, list[dict[str, Any]]] = {road: [] for road in ROADS}
     for _ in range(options.rounds):
         for road in ROADS:
-            rounds[road].append(_round(road, size, count, trips, files))
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as afresh:
+                made = afresh.submit(_round, road, size, count, trips, files).result()
+            rounds[road].append(made)
     found: dict[str, Any] = {"bytes": size, "messages": count, "round_trips": trips}
     for road, made in rounds.items():
         found[road] = {
