@@ -224,6 +224,46 @@ async def test_what_waited_is_written_by_the_next_broker(
     await killed._pool.stop()
 
 
+async def test_a_note_that_is_read_again_takes_nothing_from_its_row(
+    server: Postgres, database: str, tmp_path: Path
+) -> None:
+    """A message is often handed out before its publish is noted. If the files turned just between,
+    and the broker was killed when the database had both, then only the second is left to read."""
+
+    def catalog() -> PostgresCatalog:
+        return PostgresCatalog(
+            section(server, database),
+            AtRestKey(bytes(32)),
+            waiting=tmp_path / "waiting",
+            clock=lambda: 1.8e9,
+        )
+
+    killed = catalog()
+    await killed.start()
+    killed._writer._stopping.set()
+    killed.note_event("delivered", internal_id("m"), 1, NOW_MS + 1000)
+    await asyncio.sleep(0)
+    assert killed._waiting is not None
+    killed._waiting.turn()
+    killed.note_message(message("m"))
+    await asyncio.sleep(0)
+    await killed._writer.flush()
+    assert [each.stat().st_size > 0 for each in tmp_path.iterdir()] == [True]
+    after = catalog()
+    await after.start()
+    row = await after.trace_message("m")
+    assert row is not None
+    assert row["delivered_time"] == "2027-01-15T08:00:01.000+00:00"
+    # Another message of the same id is another one still.
+    after.note_message(msgspec.structs.replace(message("m"), published_ms=NOW_MS + 5000))
+    row = await after.trace_message("m")
+    assert row is not None
+    assert row["sent_time"] == "2027-01-15T08:00:05.000+00:00"
+    assert row["delivered_time"] is None
+    await after.stop()
+    await killed._pool.stop()
+
+
 async def test_and_1x_can_take_it_back(
     server: Postgres, database_of_1x: str, open_catalog: Opener
 ) -> None:

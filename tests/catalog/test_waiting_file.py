@@ -93,6 +93,17 @@ async def test_an_event_before_its_message_is_kept(path: Path) -> None:
     assert (found.internal_id, found.delivered_ms, found.acked_ms) == (row.internal_id, 2000, 3000)
 
 
+async def test_what_is_noted_again_is_there_before_the_first_note_goes(path: Path) -> None:
+    waiting = opened(path)
+    waiting.happened("delivered", internal_id("m"), 2000)
+    await turn_of_the_loop()
+    waiting.turn()
+    waiting.early([MessageRow(internal_id("m"), delivered_ms=2000)])
+    waiting.turned()
+    (found,) = left(path).values()  # killed in the same turn of the loop
+    assert found.delivered_ms == 2000
+
+
 async def test_a_note_that_was_cut_ends_the_file(path: Path) -> None:
     waiting = opened(path)
     for name in ("m-1", "m-2"):

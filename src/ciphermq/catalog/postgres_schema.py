@@ -191,11 +191,17 @@ ADD_MESSAGES: Final = f"""{_ADD}
         exchange_name = excluded.exchange_name,
         routing_key = excluded.routing_key,
         sent_time = excluded.sent_time,
-        delivered_time = excluded.delivered_time,
-        acknowledged_time = excluded.acknowledged_time
+        delivered_time = CASE WHEN m.sent_time = excluded.sent_time
+            THEN COALESCE(m.delivered_time, excluded.delivered_time)
+            ELSE excluded.delivered_time END,
+        acknowledged_time = CASE WHEN m.sent_time = excluded.sent_time
+            THEN COALESCE(excluded.acknowledged_time, m.acknowledged_time)
+            ELSE excluded.acknowledged_time END
         WHERE m.client_id IS NOT DISTINCT FROM excluded.client_id
 """
-"""An id that its own client uses again is another message's from then on, as in 1.x."""
+"""An id that its own client uses again is another message's from then on, as in 1.x. The same id
+of the same time is the same message, noted twice: by a broker that was killed before it knew that
+the database has it, and by the next. Such a note may be all that the next one read of it."""
 
 ADD_MISSING: Final = f"""{_ADD}
         delivered_time = COALESCE(m.delivered_time, excluded.delivered_time),

@@ -150,7 +150,8 @@ class WaitingFile:
             self._grow()
 
     def turned(self) -> None:
-        """What was noted before the last `turn` is in the database."""
+        """What was noted before the last `turn` is in the database, or has been noted since."""
+        self._write()  # a kill between the two would lose what is noted again
         with self._failing():
             self._paths[1 - self._grows].unlink(missing_ok=True)
 
