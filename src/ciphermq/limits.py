@@ -189,7 +189,7 @@ READ_BUFFER: Final = 64 * KIB
 NETWORK_BUFFER: Final = 256 * KIB
 """Shared likewise: what one read takes from the network, still encrypted."""
 
-KEPT_MEMORY: Final = 16 * MIB
+KEPT_MEMORY: Final = 4 * MIB
 """Half of the freed memory that a process keeps to itself at most: what it has of batches under
 way, in and out."""
 
@@ -265,8 +265,8 @@ ZMQ_WINDOW_MESSAGES: Final = 256
 is 1000 for a peer by default, so a session stays well below."""
 
 ZMQ_PACKET: Final = 256 * KIB
-"""Bytes of a ZeroMQ message, more or less: several TLS writes, so that the cost of ZeroMQ's own
-queues vanishes beside that of encryption."""
+"""Bytes of a ZeroMQ message, more or less: so many that the cost of ZeroMQ's own queues vanishes
+beside that of encryption."""
 
 ZMQ_PIECE: Final = 256 * KIB
 """Bytes for one TLS write or one look for records: fewer and longer calls than TCP's, for which
@@ -723,7 +723,9 @@ MOVE_ANSWER_TIMEOUT: Final = 60.0
 
 MOVE_PREFETCH: Final = 1000
 """Messages of a queue on their way. RabbitMQ syncs confirms every 25 ms or sooner, so this allows
-40,000 messages a second a queue; it is also how many a SIGKILL can double."""
+40,000 messages a second a queue; it is also how many a SIGKILL can double, of the move or of the
+broker it leads to. A broker it leads from that is killed also forgets acknowledgements that were
+not on its disk yet, as many as these are."""
 
 MOVE_IN_FLIGHT: Final = 16 * MIB
 """Bytes of a queue on their way, and a message more: its memory, whatever the messages' size."""

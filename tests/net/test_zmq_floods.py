@@ -29,9 +29,8 @@ IDENTITIES = 100_000
 START = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 """Of a ClientHello whose rest never comes."""
 
-MOST_GROWTH = 100 * limits.MIB + 2 * limits.KEPT_MEMORY
-"""Of the process, for what would take some gigabytes if each identity were kept; and the memory
-that it keeps when nobody has it any more."""
+MOST_GROWTH = 100 * limits.MIB
+"""Of the process, for what would take some gigabytes if each identity were kept."""
 
 SOON = 60.0
 

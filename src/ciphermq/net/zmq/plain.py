@@ -84,11 +84,10 @@ class _Plain:
             if self._closed.is_set():
                 return
             self._closed.set()
-            with contextlib.suppress(WaitTimeout, zmq.ZMQError):
+            with contextlib.suppress(zmq.ZMQError):
                 deadline = time.monotonic() + timeout
                 self._push()
-                while self._end.pending():
-                    self._step(deadline, "what was sent did not go")
+                while self._end.pending() and self._step(deadline):
                     self._push()
             with contextlib.suppress(zmq.ZMQError):
                 self._push()
@@ -150,11 +149,10 @@ class _Plain:
             )
             self._thread.start()
 
-    def _step(self, deadline: float | None, what: str) -> None:
-        """Look at the clocks, then wait a little for what may come; `WaitTimeout` at the end.
-
-        Whoever calls has looked whether he must wait at all, and has sent what can be sent.
-        """
+    def _step(self, deadline: float | None) -> bool:
+        """Look at the clocks, then wait a little for what may come. Whoever calls has looked
+        whether he must wait at all, and has sent what can be sent. False at the end: what came in
+        time has been taken in, and he looks once more."""
         now = time.monotonic()
         if now - self._ticked >= limits.ZMQ_TICK:
             self._ticked = now
@@ -164,12 +162,12 @@ class _Plain:
             self._push()
             if came:  # it may be all that is to come, and what the caller waits for
                 self._answers = True
-                return
+                return True
         wait = limits.ZMQ_TICK
         if deadline is not None:
             if now >= deadline:
-                self._end.take_in()  # what is here already has come in time
-                raise WaitTimeout(f"{what} in time")
+                self._end.take_in()
+                return False
             wait = min(wait, deadline - now)
         milliseconds = max(1, int(wait * 1000))
         if self._waits != milliseconds:
@@ -177,6 +175,7 @@ class _Plain:
         self._end.take_one()
         # What is sent now is probably an answer, for which somebody waits.
         self._answers = True
+        return True
 
     # --- the thread ---------------------------------------------------------------------------
 
@@ -307,10 +306,15 @@ class TlsDealer(_Plain):
     def _wait_for_room(self, timeout: float | None) -> None:
         machine = self._machine
         deadline = None if timeout is None else time.monotonic() + timeout
+        in_time = True
         machine.raise_error()
         self._push_on()
         while machine.full:
-            self._step(deadline, f"the server at {machine.where} did not take what was sent")
+            if not in_time:
+                raise WaitTimeout(
+                    f"the server at {machine.where} did not take what was sent in time"
+                )
+            in_time = self._step(deadline)
             machine.raise_error()
             self._push()
         self._full = False
@@ -318,20 +322,18 @@ class TlsDealer(_Plain):
     def _wait_for_message(self, timeout: float | None) -> Parts:
         machine, inbox = self._machine, self._inbox
         deadline = None if timeout is None else time.monotonic() + timeout
+        in_time = True
         with self._lock:
             self._check_open()
             machine.open()
-            while True:
-                if inbox:
-                    return inbox.popleft()
+            while not inbox:
                 machine.raise_error()
+                if not in_time:
+                    raise WaitTimeout(f"nothing came from the server at {machine.where} in time")
                 machine.take()
                 self._push()
-                try:
-                    self._step(deadline, f"nothing came from the server at {machine.where}")
-                except WaitTimeout:
-                    if not inbox and machine.error is None:
-                        raise
+                in_time = self._step(deadline)
+            return inbox.popleft()
 
 
 class TlsReq(TlsDealer):
@@ -437,22 +439,24 @@ class TlsRouter(_Plain):
 
     def _wait_for_room(self, peer: Peer, timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
+        in_time = True
         self._push_on()
         while peer.full:
-            self._step(deadline, f"{peer!r} did not take what was sent")
+            if not in_time:
+                raise WaitTimeout(f"{peer!r} did not take what was sent in time")
+            in_time = self._step(deadline)
             self._push()
 
     def _wait_for_message(self, timeout: float | None) -> tuple[Peer, Parts]:
         machine, inbox = self._machine, self._inbox
         deadline = None if timeout is None else time.monotonic() + timeout
+        in_time = True
         with self._lock:
             self._check_open()
             while not inbox:
+                if not in_time:
+                    raise WaitTimeout("nothing came from any client in time")
                 machine.take()
                 self._push()
-                try:
-                    self._step(deadline, "nothing came from any client")
-                except WaitTimeout:
-                    if not inbox:
-                        raise
+                in_time = self._step(deadline)
             return inbox.popleft()

@@ -124,8 +124,7 @@ class Speaker:
     """A `Session` with parts in it. Errors are `TransportError`s, and end the session."""
 
     def __init__(self, session: Session, waiting: Waiting, scratch: memoryview) -> None:
-        """`waiting`: what goes out through it; `scratch`: room for
-        plaintext, shared with others."""
+        """`waiting`: what goes out; `scratch`: room for plaintext, shared with others."""
         self.session = session
         self.waiting = waiting
         self.stuck: list[list[Buffer]] = []
