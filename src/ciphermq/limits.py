@@ -284,6 +284,18 @@ ZMQ_LOCAL_BUFFER: Final = 512 * KIB
 """What the kernel holds of a connection on the loopback, of which it would hold megabytes: enough
 for a road without delay, and few enough that all of it stays in the processor's caches."""
 
+ZMQ_TURN_FROM: Final = 128 * KIB
+"""Bytes of a frame after which a sender gives ZeroMQ's thread a turn at the processor: encrypting
+the next would keep it from sending this one."""
+
+ZMQ_TURN: Final = 0.0005
+"""How long such a turn takes at most: ZeroMQ hands a megabyte to the kernel in a third of that. If
+it took longer, others were given the processor."""
+
+ZMQ_TURNS_LEFT_OUT: Final = 256
+"""Packets for which no turn is given where others would take it: at the most milliseconds that the
+system's scheduler gives them, a turn costs one in a hundred."""
+
 MAX_ZMQ_FRAME: Final = 4 * MIB
 """What a ZeroMQ socket takes in one frame before it cuts the peer off: an answer to a REQ comes in
 one message however large it is, in frames of 256 KiB."""

@@ -14,6 +14,7 @@ import zmq
 from ciphermq import limits
 from ciphermq.errors import CipherMQError
 from ciphermq.net.memory import keep_freed_memory
+from ciphermq.net.zmq.turns import Turns
 from ciphermq.telemetry.logger import get_logger
 from ciphermq.wire.tlszmq.dealer import DealerMachine
 from ciphermq.wire.tlszmq.header import DELIMITER, TOKEN_SIZE, Buffer
@@ -142,6 +143,7 @@ class DealerEnd(_End):
         self.machine = machine
         self._prefix = [DELIMITER] if sock.type == zmq.REQ else []  # a REQ takes it off
         self._stuck: deque[list[Buffer]] = deque()
+        self._turns = Turns()
 
     def pending(self) -> bool:
         """Whether something waits to be sent, and could be: not before an error was told."""
@@ -214,6 +216,7 @@ class DealerEnd(_End):
             if error.errno not in AGAIN:
                 raise
             return False
+        self._turns.give(frames)
         return True
 
 
@@ -223,6 +226,7 @@ class RouterEnd(_End):
     def __init__(self, sock: zmq.Socket[bytes], machine: RouterMachine) -> None:
         self.sock = sock
         self.machine = machine
+        self._turns = Turns()
 
     def pending(self) -> bool:
         """Whether something waits to be sent."""
@@ -262,6 +266,8 @@ class RouterEnd(_End):
                 if error.errno != zmq.EHOSTUNREACH:
                     raise
                 machine.unreachable(peer)
+            else:
+                self._turns.give(frames)
 
     def tick(self) -> None:
         """Look at the clocks."""
