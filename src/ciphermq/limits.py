@@ -276,6 +276,10 @@ ZMQ_PACKET_OF_CLIENT: Final = MIB
 """The same for a client with much under way: every packet wakes four threads on its way. OpenSSL
 keeps memory for the largest one as long as the session lasts, which a server has too many of."""
 
+ZMQ_PACKET_MESSAGES: Final = 524_288
+"""Messages in one of ZeroMQ's: more than the empty ones that fit into what we send. In memory each
+takes some hundred bytes, and in TLS three."""
+
 ZMQ_BUSY: Final = 2 * MIB
 """Bytes under way from which that is much: with fewer, the receiver would have to wait for the end
 of a large packet before it can begin."""

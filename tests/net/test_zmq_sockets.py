@@ -689,6 +689,71 @@ def test_a_peer_that_takes_nothing_holds_up_only_itself(certificates, dealer) ->
         assert peer.alive
 
 
+class SoundSleep(threading.Event):
+    """Once it is `sound`, no time-out ends a wait for it but the shortest."""
+
+    sound = False
+    waits = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not self.sound or timeout == limits.ZMQ_TAIL_DELAY:
+            return super().wait(timeout)
+        self.waits += 1
+        return super().wait()
+
+
+def test_a_tail_wakes_a_thread_that_dozes_because_of_another_peer(certificates, dealer) -> None:
+    with TlsRouter(server(certificates)) as router:
+        router._roused = sleep = SoundSleep()
+        port = router.socket.bind_to_random_port("tcp://127.0.0.1")
+        address = f"tcp://127.0.0.1:{port}"
+        lazy, alice = dealer(address, "lazy"), dealer(address, "alice")
+        alice.send(b"x")
+        to_alice, _ = _handshake(router, alice)
+        lazy.send(b"x")
+        to_lazy, _ = _handshake(router, lazy)
+        while not to_lazy.full:
+            router.send(to_lazy, bytes(limits.MIB))
+        while not router._dozes:
+            time.sleep(0.001)
+        sleep.sound = True
+        while not sleep.waits:
+            time.sleep(0.001)
+        for number in range(10):
+            router.send(to_alice, b"%d" % number)
+        assert [alice.recv(timeout=SOON) for _ in range(10)] == [b"%d" % n for n in range(10)]
+
+
+def test_who_waits_for_an_answer_sends_on_when_zeromq_has_room_again(
+    certificates, monkeypatch
+) -> None:
+    monkeypatch.setattr(limits, "ZMQ_TICK", 2 * SOON)
+    with (
+        TlsRouter(server(certificates)) as router,
+        TlsDealer(client(certificates, "alice"), server_name="localhost") as alice,
+    ):
+        for sock in (router.socket, alice.socket):
+            sock.sndhwm = sock.rcvhwm = 1
+            sock.sndbuf = sock.rcvbuf = 16 * limits.KIB
+        port = router.socket.bind_to_random_port("tcp://127.0.0.1")
+        alice.connect(f"tcp://127.0.0.1:{port}")
+        alice.send(b"x")
+        peer, _ = _handshake(router, alice)
+
+        def serve() -> None:
+            for _ in range(3):
+                router.recv(timeout=SOON)
+            router.send(peer, b"all")
+
+        for _ in range(3):  # less than a window's half, which would be acknowledged
+            alice.send(bytes(limits.MIB))
+        assert alice._end.stuck()
+        serving = threading.Thread(target=serve)
+        serving.start()
+        assert alice.recv(timeout=SOON) == b"all"
+        serving.join()
+
+
 def test_what_was_not_taken_in_time_is_not_sent(certificates, echo, dealer, monkeypatch) -> None:
     monkeypatch.setattr(limits, "MAX_ZMQ_WAITING", 50_000)
     port = free_port()

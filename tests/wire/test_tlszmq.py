@@ -506,6 +506,29 @@ def test_no_program_is_shown_what_is_no_message(certificates: Certificates, bloc
     assert "broke the protocol" in str(net.ends[0][1])
 
 
+def test_empty_messages_can_not_fill_the_memory(certificates: Certificates) -> None:
+    net = Network(certificates)
+    net.dealer.send([b"first"])
+    net.settle()
+    assert net.received() == [[b"first"]]
+    full = codec.small([[b""]] * codec.SMALL_MOST)
+    hostile(net, *[full] * (limits.ZMQ_PACKET_MESSAGES // codec.SMALL_MOST))
+    assert len(net.received()) == limits.ZMQ_PACKET_MESSAGES
+    hostile(net, *[full] * 80)
+    assert net.received() == []
+    assert "messages at once are too many" in str(net.ends[0][1])
+
+
+def test_as_many_empty_messages_as_can_wait_are_sent(certificates: Certificates) -> None:
+    net = Network(certificates)
+    sent = 0
+    while not net.dealer.full:
+        net.dealer.send([b""])
+        sent += 1
+    net.settle()
+    assert len(net.received()) == sent
+
+
 def test_more_messages_wait_than_a_block_may_have(certificates: Certificates) -> None:
     net = Network(certificates)
     for number in range(codec.SMALL_MOST + 3):

@@ -145,6 +145,10 @@ class DealerEnd(_End):
         self._stuck: deque[list[Buffer]] = deque()
         self._turns = Turns()
 
+    def stuck(self) -> bool:
+        """Whether ZeroMQ had no room for something."""
+        return bool(self._stuck)
+
     def pending(self) -> bool:
         """Whether something waits to be sent, and could be: not before an error was told."""
         return self.machine.error is None and (bool(self._stuck) or self.machine.pending)
@@ -227,6 +231,10 @@ class RouterEnd(_End):
         self.sock = sock
         self.machine = machine
         self._turns = Turns()
+
+    def stuck(self) -> bool:
+        """Whether ZeroMQ had no room for something."""
+        return self.machine.stuck
 
     def pending(self) -> bool:
         """Whether something waits to be sent."""

@@ -40,6 +40,10 @@ from ciphermq.wire.tlszmq.router import Bounds, OnEnd, Peer, RouterMachine
 _SLOWEST: Final = 0.05
 """Seconds between looks of the thread at what can't be sent yet."""
 
+_RETRY: Final = 0.01
+"""The same for whoever waits for something to come, which may be the answer to what can't be sent:
+ZeroMQ would not wake him when it can."""
+
 
 class _Plain:
     """What the three have in common."""
@@ -58,6 +62,9 @@ class _Plain:
         self._waits = -1
         self._answers = False
         self._told = threading.Event()
+        self._dozes = False
+        """Whether the thread looks seldom: what waits could not be sent when it last looked."""
+        self._roused = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
 
@@ -94,6 +101,7 @@ class _Plain:
                 self._end.say_goodbye()
             self.socket.close()
         self._told.set()
+        self._roused.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -135,6 +143,9 @@ class _Plain:
                 return
         if not self._told.is_set():
             self._tell()
+        elif self._dozes:
+            self._dozes = False
+            self._roused.set()
 
     def _check_open(self) -> None:
         if self._closed.is_set():
@@ -163,7 +174,7 @@ class _Plain:
             if came:  # it may be all that is to come, and what the caller waits for
                 self._answers = True
                 return True
-        wait = limits.ZMQ_TICK
+        wait = _RETRY if self._end.stuck() else limits.ZMQ_TICK
         if deadline is not None:
             if now >= deadline:
                 self._end.take_in()
@@ -191,7 +202,9 @@ class _Plain:
         delay = limits.ZMQ_TAIL_DELAY
         while not self._closed.is_set():
             seen = self._pushes
-            self._closed.wait(delay)
+            if self._roused.wait(delay):
+                self._roused.clear()
+                delay = limits.ZMQ_TAIL_DELAY
             with self._lock:
                 if self._closed.is_set():
                     return
@@ -203,7 +216,8 @@ class _Plain:
                     # What comes may be what lets us send: the window bounds how much it is.
                     self._end.take_in()
                     self._push()
-                if not self._end.pending():
+                self._dozes = self._end.pending()
+                if not self._dozes:
                     self._told.clear()
                     return
                 delay = min(2 * delay, _SLOWEST)

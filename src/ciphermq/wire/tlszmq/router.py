@@ -159,6 +159,11 @@ class RouterMachine:
             for entry in self._dirty
         )
 
+    @property
+    def stuck(self) -> bool:
+        """Whether the socket had no room for something: see `put_back`."""
+        return any(entry.speaker.stuck for entry in self._dirty)
+
     def send(self, peer: Peer, parts: Sequence[Buffer]) -> int:
         """Have a message sent; the bytes that wait for `peer` then.
 

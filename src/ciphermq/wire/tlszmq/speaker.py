@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from ciphermq import limits
-from ciphermq.errors import ConnectionLost, RemoteProtocolError, UsageError
+from ciphermq.errors import ConnectionLost, RemoteProtocolError, TransportError, UsageError
 from ciphermq.wire.cmq2.table import Role
 from ciphermq.wire.tlszmq import parts as codec
 from ciphermq.wire.tlszmq.header import Buffer, Head, Kind
@@ -169,6 +169,8 @@ class Speaker:
                 )
                 if session.established or session.shake():
                     self._drain(found)
+                if len(found) > limits.ZMQ_PACKET_MESSAGES:
+                    raise self._broken(f"{len(found)} messages at once are too many")
         return [[b"".join(part for (part,) in found)]] if self._bare and found else found
 
     def _drain(self, found: list[Parts]) -> None:
@@ -185,8 +187,12 @@ class Speaker:
                     return  # there is no more, and nothing else to be told
                 room = reader.room()
         except RemoteProtocolError as error:
-            who = f"the {session.role.peer.value} at {session.where}"
-            raise session.fail(ConnectionLost(f"{who} broke the protocol: {error}")) from error
+            raise self._broken(str(error)) from error
+
+    def _broken(self, how: str) -> TransportError:
+        session = self.session
+        who = f"the {session.role.peer.value} at {session.where}"
+        return session.fail(ConnectionLost(f"{who} broke the protocol: {how}"))
 
     # --- outgoing -----------------------------------------------------------------------------
 
