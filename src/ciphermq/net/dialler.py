@@ -19,7 +19,8 @@ from ciphermq.errors import (
 from ciphermq.net.address import SCHEME, HostPort, parse_road, spell
 from ciphermq.net.channel import Channel
 from ciphermq.net.conduit import Conduit
-from ciphermq.net.link import Link, OnFrame, OnLost
+from ciphermq.net.link import Link, OnFrame
+from ciphermq.net.linkage import OnLost
 from ciphermq.net.options import LinkOptions
 from ciphermq.net.tls import ALPN
 from ciphermq.wire import tls_errors

@@ -1,31 +1,24 @@
 """One connection that carries frames: `Cmq2Machine` on a `Channel`.
 
-Outgoing frames are gathered for one turn of the event loop and written together, so that small ones
-share records and packets.
-
 A link ends in one of these ways, and says which in `on_lost`: both sides sent CLOSE (no error); the
 peer or the network ended it; the peer broke the protocol; the peer was silent, slow with a frame,
-or took nothing. One tick looks after all the clocks.
+or took nothing.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Final
 
 from ciphermq.errors import CipherMQError, ConnectionLost, refusal
 from ciphermq.net.conduit import Conduit
-from ciphermq.net.outgoing import gather
-from ciphermq.net.watch import Watch
-from ciphermq.wire.cmq2.codec import Buffer
+from ciphermq.net.linkage import Linkage, OnLost, nothing
 from ciphermq.wire.cmq2.frames import Close, Error, Frame, Hello, Ok, Ping, Reconnect
 from ciphermq.wire.cmq2.machine import Cmq2Machine
 from ciphermq.wire.cmq2.table import Role, State
 from ciphermq.wire.tls_errors import where_to_look
 
 OnFrame = Callable[[Frame], None]
-OnLost = Callable[[CipherMQError | None], None]
 
 _OWN_REQUEST: Final = 0
 """Request id of a link's own PINGs, whose answers go no further."""
@@ -34,42 +27,20 @@ _CONCERN_THE_LINK: Final = frozenset({Ping, Ok, Hello, Close, Error})
 _MAX_REASON: Final = 4096
 
 
-def _nothing(*_: object) -> None:
-    """What a link calls until `attach`."""
-
-
-class Link:
+class Link(Linkage):
     """A connection to a peer, in frames. All of it is for the event loop's thread."""
 
     def __init__(self, channel: Conduit) -> None:
         """Begin to talk through `channel`, whose handshake is over."""
+        self._machine = Cmq2Machine(channel.role, channel.buffers.scratch)
+        super().__init__(channel, self._machine, channel.options)
         self.role = channel.role
-        self.options = channel.options
-        self.peer = channel.peer
-        """The peer's ``host:port``."""
-        self.peer_certificate = channel.peer_certificate
-        """DER."""
         self.protocol = channel.protocol
         """What TLS agreed on (ALPN)."""
         self.hello: Hello | None = None
         """The peer's, once it has come."""
-        self._channel = channel
-        self._machine = Cmq2Machine(channel.role, channel.buffers.scratch)
-        self._on_frame: OnFrame = _nothing
-        self._on_lost: OnLost = _nothing
-        self._on_writable: Callable[[], None] = _nothing
-        self._loop = asyncio.get_running_loop()
-        self._watch = Watch(self.options, channel.who, self._loop.time())
-        self._ticker = self._loop.call_later(self.options.tick, self._tick)
-        self._closer: asyncio.TimerHandle | None = None
-        self._reason: CipherMQError | None = None
-        self._lost = False
-        self._pieces: list[Buffer] = []
-        self._queued = 0
-        self._flush_due = False
+        self._on_frame: OnFrame = nothing
         self._replacing = False
-        self._paused = False
-        self._stopped = False
         channel.attach(self)
 
     def attach(
@@ -81,21 +52,9 @@ class Link:
         with None when both sides closed in order.
         """
         self._on_frame, self._on_lost = on_frame, on_lost
-        self._on_writable = on_writable or _nothing
+        self._on_writable = on_writable or nothing
 
     # --- sending ----------------------------------------------------------------------------
-
-    @property
-    def writable(self) -> bool:
-        """Whether less than the high-water mark waits to be written."""
-        return self._channel.writable and self._queued < self.options.write_high_water
-
-    @property
-    def behind(self) -> bool:
-        """Whether so much waits to be written that this side should answer nothing more."""
-        if self.writable or self._lost:
-            return False
-        return self._queued + self._channel.untaken > self.options.most_untaken
 
     @property
     def open(self) -> bool:
@@ -111,22 +70,7 @@ class Link:
         if self._lost or self._machine.ours is State.CLOSED:
             return
         pieces = self._machine.send(frame)
-        self._pieces += pieces
-        self._queued += sum(map(len, pieces))
-        if not self._flush_due:
-            self._flush_due = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flush_due = False
-        if self._lost or not self._pieces:
-            return
-        was_full = not self.writable
-        pieces, self._pieces, self._queued = self._pieces, [], 0
-        self._channel.write(gather(pieces))
-        self._replace_in_time()
-        if was_full and self.writable:
-            self._drained()
+        self._write(pieces, sum(map(len, pieces)))
 
     # --- the end ----------------------------------------------------------------------------
 
@@ -139,20 +83,12 @@ class Link:
         if self._lost or self._machine.ours is State.CLOSED:
             return
         self.send(Close(reason=reason[:_MAX_REASON], code=code))
-        seconds = self.options.linger
-        late = ConnectionLost(f"{self._channel.who} did not close its side within {seconds:g} s")
-        self._closer = self._loop.call_later(seconds, self.abort, late)
+        self._abort_in_time(
+            ConnectionLost(
+                f"{self._channel.who} did not close its side within {self.options.linger:g} s"
+            )
+        )
         self._end_if_both_closed()
-
-    def fail(self, error: CipherMQError) -> None:
-        """End for a fault: tell the peer, then close; `on_lost` gets `error`."""
-        if self._reason is None:
-            self._reason = error
-        self.close(str(error), error.code)
-
-    def abort(self, error: CipherMQError | None = None) -> None:
-        """End now, whatever waits to be written; `on_lost` gets `error`."""
-        self._channel.abort(error)
 
     async def wait_closed(self) -> None:
         """Wait until the connection has ended, for whatever reason."""
@@ -164,27 +100,23 @@ class Link:
             self._flush()
             self._channel.close()
 
-    # --- receiving --------------------------------------------------------------------------
-
-    def pause_reading(self) -> None:
-        """Take no more from the peer; TCP slows it down."""
-        self._read(paused=True, stopped=self._stopped)
-
-    def resume_reading(self) -> None:
-        """The reverse of `pause_reading`."""
-        self._read(paused=False, stopped=self._stopped)
-
-    def _read(self, *, paused: bool, stopped: bool) -> None:
-        """Read unless the owner has `paused` the link or it has `stopped` by itself."""
-        before = self._paused or self._stopped
-        self._paused, self._stopped = paused, stopped
-        if (paused or stopped) == before:
+    def _see_to_keys(self) -> None:
+        """Ask for a replacement before AES-GCM's limit, and end when it isn't made."""
+        used, limit = self._channel.records, self.options.tls_records
+        if used < limit:
             return
-        if before:
-            self._channel.resume_reading()
-        else:
-            self._channel.pause_reading()
-        self._watch.reading(self._loop.time(), on=before)
+        if not self._replacing:
+            self._replacing = True
+            frame = Reconnect(reason="this connection's keys have encrypted enough")
+            if self.role is Role.CLIENT:
+                self._on_frame(frame)
+            elif self.open:
+                self.send(frame)
+        elif used >= 2 * limit:
+            who = self._channel.who
+            self.abort(ConnectionLost(f"{who} used its TLS keys up and was not replaced"))
+
+    # --- receiving --------------------------------------------------------------------------
 
     def _handle(self, frame: Frame) -> None:
         """A frame that the link has a part in."""
@@ -203,32 +135,6 @@ class Link:
             self._reason = refusal(frame.code, frame.message)
         self._on_frame(frame)
 
-    def _replace_in_time(self) -> None:
-        """Ask for a replacement before AES-GCM's limit, and end when it isn't made."""
-        used, limit = self._channel.records, self.options.tls_records
-        if used < limit:
-            return
-        if not self._replacing:
-            self._replacing = True
-            frame = Reconnect(reason="this connection's keys have encrypted enough")
-            if self.role is Role.CLIENT:
-                self._on_frame(frame)
-            elif self.open:
-                self.send(frame)
-        elif used >= 2 * limit:
-            who = self._channel.who
-            self.abort(ConnectionLost(f"{who} used its TLS keys up and was not replaced"))
-
-    # --- what the channel calls -------------------------------------------------------------
-
-    def get_buffer(self) -> memoryview:
-        """Where the next bytes go."""
-        return self._machine.get_buffer()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """So many bytes have come."""
-        self._machine.buffer_updated(nbytes)
-
     def received(self) -> None:
         """That was all for now."""
         machine = self._machine
@@ -243,29 +149,10 @@ class Link:
             if self._reason is None:
                 self._reason = type(fault)(f"{self._channel.who} broke the protocol: {fault}")
             self.close(str(fault), fault.code)
-        self._replace_in_time()
+        self._see_to_keys()
         # A server's side only: if both waited for the other to read, both would wait for ever.
         if self.role is Role.SERVER and self.behind:
             self._read(paused=self._paused, stopped=True)
-
-    def resume_writing(self) -> None:
-        """The channel is writable again."""
-        if self.writable:
-            self._drained()
-
-    def _drained(self) -> None:
-        """`writable` has turned true."""
-        self._read(paused=self._paused, stopped=False)
-        self._on_writable()
-
-    def lost(self, error: BaseException | None) -> None:
-        """The channel has ended."""
-        self._ticker.cancel()
-        if self._closer is not None:
-            self._closer.cancel()
-        self._lost = True
-        self._pieces = []
-        self._on_lost(self._why(error))
 
     def _why(self, error: BaseException | None) -> CipherMQError | None:
         """What the link ended of."""
@@ -284,13 +171,8 @@ class Link:
         return ConnectionLost(f"{who} ended the connection{where}{cause}")
 
     def _tick(self) -> None:
-        now, channel = self._loop.time(), self._channel
-        error = self._watch.check(
-            now, greeted=self.hello is not None, taken=channel.taken, untaken=channel.untaken
-        )
-        if error is not None:
-            self.abort(error)
+        if not self._in_time(greeted=self.hello is not None):
             return
-        if self.open and self._watch.ping_due(now):
+        if self.open and self._watch.ping_due(self._loop.time()):
             self.send(Ping(request=_OWN_REQUEST))
-        self._ticker = self._loop.call_later(self.options.tick, self._tick)
+        self._tick_again()
