@@ -12,7 +12,6 @@ and the batch comes again. A crash after it leaves a batch that comes again and 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sqlite3
 import sys
@@ -162,11 +161,9 @@ class _LockedFile:
         self._path = path
         new = not path.exists()
         # What was sealed on the way is not for everybody here.
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, disk.PRIVATE)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._fd = disk.claim(path)
         except BlockingIOError:
-            os.close(self._fd)
             raise StoreError(
                 f"{path} is being written to by another `ciphermq receive`: end that one, or "
                 "receive into another file"

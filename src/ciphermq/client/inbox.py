@@ -22,7 +22,6 @@ Ids are kept for as long as any message may arrive again: the greatest message a
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 import time
@@ -38,6 +37,7 @@ from ciphermq.client.messages import Batch, Message
 from ciphermq.client.origin import Origin
 from ciphermq.client.settling import Delivery, Settling, Teller
 from ciphermq.client.store import Store
+from ciphermq.custody import disk
 from ciphermq.errors import AlreadyDone, DuplicateConflict, InboxError, UsageError
 from ciphermq.model import bitmap, ids
 from ciphermq.model.bitmap import Bitmap
@@ -310,16 +310,10 @@ def _refuse(arrival: Arrival, error: DuplicateConflict) -> None:
 
 
 def _lock(path: Path) -> int:
-    """A lock beside `path` that ends with this process."""
-    descriptor = os.open(
-        path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-    )
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
+        return disk.claim(path.with_name(path.name + ".lock"))
+    except BlockingIOError as error:
         raise InboxError(
             f"the inbox {path} stores payloads and another process has it open: stop that one, "
             "or share an inbox that doesn't store payloads"
         ) from error
-    return descriptor

@@ -14,7 +14,6 @@ disks, and an application that holds a transaction open in the event loop must b
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 from bisect import insort
 from collections import defaultdict
@@ -29,6 +28,7 @@ from ciphermq.client.lane import Lane, Route, Sealer
 from ciphermq.client.outbox_rows import Failing, Losing, Rows, SealedRow, Sealing, Waiting
 from ciphermq.client.publisher import Publisher
 from ciphermq.client.window import Parcel
+from ciphermq.custody import disk
 from ciphermq.errors import (
     BadRequest,
     BatchError,
@@ -394,16 +394,10 @@ class Relay:
 
 
 def _lock(path: Path) -> int:
-    """A lock beside `path` that ends with this process."""
-    descriptor = os.open(
-        path.with_name(path.name + ".relay"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-    )
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
+        return disk.claim(path.with_name(path.name + ".relay"))
+    except BlockingIOError as error:
         raise StoreError(
             f"the outbox {path} is being relayed already, by this process or another: one at a "
             "time, or its messages would lose their order"
         ) from error
-    return descriptor

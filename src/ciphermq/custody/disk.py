@@ -107,6 +107,18 @@ def read_private(path: Path, *, limit: int) -> bytes:
     return data
 
 
+def claim(path: Path) -> int:
+    """A descriptor of `path` (made when missing) that keeps other processes from claiming it, until
+    it is closed or this process ends. `BlockingIOError` when another has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file `path` (made when missing) against other processes and threads.
