@@ -24,11 +24,11 @@ from ciphermq.net.zmq.ends import (
     configure,
     guarded,
     new_socket,
-    new_token,
     size_buffer,
 )
+from ciphermq.net.zmq.faces import DealerFace, RouterFace, dealer_machine, socket_type
 from ciphermq.pki.names import client_id_of
-from ciphermq.wire.tlszmq.dealer import DealerMachine, Times
+from ciphermq.wire.tlszmq.dealer import Times
 from ciphermq.wire.tlszmq.header import Buffer, Kind
 from ciphermq.wire.tlszmq.parts import Parts
 from ciphermq.wire.tlszmq.router import Bounds, OnEnd, Peer, RouterMachine
@@ -166,11 +166,10 @@ class _Looped:
                 waiter.set_result(None)
 
 
-class TlsDealer(_Looped):
+class TlsDealer(DealerFace, _Looped):
     """As `ciphermq.zmq.TlsDealer`; made where an event loop runs."""
 
     _KIND = Kind.DATA
-    _TYPE: int = zmq.DEALER
 
     def __init__(
         self,
@@ -183,33 +182,11 @@ class TlsDealer(_Looped):
     ) -> None:
         """`tls`: see `client_context`; `server_name` is what the server's certificate must be
         for. `context`: ZeroMQ's, plain or `zmq.asyncio`'s, by default the process's own."""
-        if bare and self._TYPE != zmq.REQ:
-            raise UsageError("the bare protocol is for TlsReq")
-        self._machine = DealerMachine(
-            tls,
-            Kind.BARE if bare else self._KIND,
-            server_name=server_name,
-            new_token=new_token,
-            where=server_name,
-            times=times,
-        )
+        self._machine = dealer_machine(tls, self._KIND, server_name, bare=bare, times=times)
         self._inbox = self._machine.inbox
-        super().__init__(self._TYPE, context, lambda sock: DealerEnd(sock, self._machine))
-
-    @property
-    def peer_certificate(self) -> bytes:
-        """The server's, DER; empty while there is no session."""
-        return self._machine.peer_certificate
-
-    @property
-    def tls_version(self) -> str:
-        """``TLSv1.3`` or ``TLSv1.2``; empty while there is no session."""
-        return self._machine.tls_version
-
-    @property
-    def sessions(self) -> int:
-        """TLS sessions begun so far."""
-        return self._machine.sessions
+        super().__init__(
+            socket_type(self._KIND), context, lambda sock: DealerEnd(sock, self._machine)
+        )
 
     def renew(self, tls: ssl.SSLContext) -> None:
         """Begin sessions with this context from now on: see `ciphermq.zmq.TlsDealer.renew`."""
@@ -264,10 +241,9 @@ class TlsReq(TlsDealer):
     """As `ciphermq.zmq.TlsReq`; made where an event loop runs."""
 
     _KIND = Kind.REQUEST
-    _TYPE = zmq.REQ
 
 
-class TlsRouter(_Looped):
+class TlsRouter(RouterFace, _Looped):
     """As `ciphermq.zmq.TlsRouter`; made where an event loop runs."""
 
     def __init__(
@@ -293,11 +269,6 @@ class TlsRouter(_Looped):
         )
         self._inbox = self._machine.inbox
         super().__init__(zmq.ROUTER, context, lambda sock: RouterEnd(sock, self._machine))
-
-    @property
-    def sessions(self) -> int:
-        """How many TLS sessions there are."""
-        return self._machine.sessions
 
     @property
     def peers(self) -> list[Peer]:

@@ -28,11 +28,11 @@ from ciphermq.net.zmq.ends import (
     configure,
     guarded,
     new_socket,
-    new_token,
     size_buffer,
 )
+from ciphermq.net.zmq.faces import DealerFace, RouterFace, dealer_machine, socket_type
 from ciphermq.pki.names import client_id_of
-from ciphermq.wire.tlszmq.dealer import DealerMachine, Times
+from ciphermq.wire.tlszmq.dealer import Times
 from ciphermq.wire.tlszmq.header import Buffer, Kind
 from ciphermq.wire.tlszmq.parts import Parts
 from ciphermq.wire.tlszmq.router import Bounds, OnEnd, Peer, RouterMachine
@@ -223,7 +223,7 @@ class _Plain:
                 delay = min(2 * delay, _SLOWEST)
 
 
-class TlsDealer(_Plain):
+class TlsDealer(DealerFace, _Plain):
     """A DEALER whose messages go through TLS to one `TlsRouter`, over however many hops.
 
     Errors end a session and are raised once, by the next call: `TlsFailed`, `ConnectionLost`,
@@ -232,7 +232,6 @@ class TlsDealer(_Plain):
     """
 
     _KIND = Kind.DATA
-    _TYPE: int = zmq.DEALER
 
     def __init__(
         self,
@@ -245,36 +244,13 @@ class TlsDealer(_Plain):
     ) -> None:
         """`tls`: see `client_context`; `server_name` is what the server's certificate must be
         for. `context`: ZeroMQ's, by default the process's own."""
-        kind = Kind.BARE if bare else self._KIND
-        if bare and self._TYPE != zmq.REQ:
-            raise UsageError("the bare protocol is for TlsReq")
-        self._machine = DealerMachine(
-            tls,
-            kind,
-            server_name=server_name,
-            new_token=new_token,
-            where=server_name,
-            times=times,
-        )
+        self._machine = dealer_machine(tls, self._KIND, server_name, bare=bare, times=times)
         self._enough = limits.ZMQ_COALESCE
         self._full = False
-        super().__init__(self._TYPE, context, lambda sock: DealerEnd(sock, self._machine))
+        super().__init__(
+            socket_type(self._KIND), context, lambda sock: DealerEnd(sock, self._machine)
+        )
         self._inbox = self._machine.inbox
-
-    @property
-    def peer_certificate(self) -> bytes:
-        """The server's, DER; empty while there is no session."""
-        return self._machine.peer_certificate
-
-    @property
-    def tls_version(self) -> str:
-        """``TLSv1.3`` or ``TLSv1.2``; empty while there is no session."""
-        return self._machine.tls_version
-
-    @property
-    def sessions(self) -> int:
-        """TLS sessions begun so far."""
-        return self._machine.sessions
 
     def renew(self, tls: ssl.SSLContext) -> None:
         """Begin sessions with this context from now on: a certificate that was renewed, a newer
@@ -355,10 +331,9 @@ class TlsReq(TlsDealer):
     the published example: TLS bytes behind an empty frame, and nothing else."""
 
     _KIND = Kind.REQUEST
-    _TYPE = zmq.REQ
 
 
-class TlsRouter(_Plain):
+class TlsRouter(RouterFace, _Plain):
     """A ROUTER for any number of clients, each known by its certificate.
 
     A session that fails ends by itself: `on_end` is told, the others go on.
@@ -388,11 +363,6 @@ class TlsRouter(_Plain):
         )
         super().__init__(zmq.ROUTER, context, lambda sock: RouterEnd(sock, self._machine))
         self._inbox = self._machine.inbox
-
-    @property
-    def sessions(self) -> int:
-        """How many TLS sessions there are."""
-        return self._machine.sessions
 
     @property
     def peers(self) -> list[Peer]:
