@@ -314,6 +314,9 @@ before anybody knows whose it is."""
 MAX_PARTS: Final = 4096
 """Parts of one message: far more than any envelope and payload need."""
 
+MAX_ZMQ_BARE: Final = MAX_ZMQ_FRAME - 64 * KIB
+"""A message of the bare protocol, which is one frame: TLS adds 22 bytes to 16 KiB."""
+
 MAX_ZMQ_MESSAGE: Final = 64 * MIB
 """All parts of one message: it is in memory on both sides, whole."""
 
@@ -343,6 +346,10 @@ ZMQ_KEEPALIVE: Final = 20.0
 ZMQ_IDLE: Final = 300.0
 """A session from which nothing comes for so long is dropped: nobody is there, or it will make a new
 one."""
+
+ZMQ_OWED: Final = 12
+"""Times as long as others a session of a REQ socket may be quiet while its server works on the
+answer, for which it waits without a word."""
 
 ZMQ_RETIRE: Final = 60.0
 """How long a replaced session may go on receiving answers."""

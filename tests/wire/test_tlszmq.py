@@ -29,7 +29,7 @@ from ciphermq.wire.tlszmq import parts as codec
 from ciphermq.wire.tlszmq.dealer import DealerMachine, Times
 from ciphermq.wire.tlszmq.header import BARE, HEAD_SIZE, Buffer, Head, Kind, parse, spell_envelope
 from ciphermq.wire.tlszmq.parts import ALPN, PartsReader
-from ciphermq.wire.tlszmq.router import Peer, RouterMachine
+from ciphermq.wire.tlszmq.router import Bounds, Peer, RouterMachine
 from ciphermq.wire.tlszmq.speaker import Waiting
 from support.certificates import Certificates
 
@@ -123,7 +123,8 @@ def test_parts_come_out_as_they_went_in(sent: list[list[bytes]], cut: int, room:
 @given(st.data(), st.lists(st.integers(0, 70_000), min_size=1, max_size=40))
 def test_a_large_message_in_any_cut(data: st.DataObject, lengths: list[int]) -> None:
     sent = [bytes([at % 251]) * length for at, length in enumerate(lengths)]
-    stream = b"".join(codec.large(sent)) + codec.replaces(b"r" * 16)
+    replaced = codec.Replaced(b"r" * 16, 7)
+    stream = codec.replaces(replaced) + b"".join(codec.large(sent)) + codec.small([[b"end"]])
     reader = PartsReader(memoryview(bytearray(5000)), limits.MAX_ZMQ_MESSAGE)
     found, at = [], 0
     while at < len(stream):
@@ -133,8 +134,8 @@ def test_a_large_message_in_any_cut(data: st.DataObject, lengths: list[int]) -> 
         room[:size] = stream[at : at + size]
         found += reader.filled(size)
         at += size
-    assert found == [sent]
-    assert reader.replaced == b"r" * 16
+    assert found == [sent, [b"end"]]
+    assert reader.replaced == replaced
 
 
 def test_what_is_announced_is_not_held_before_it_comes() -> None:
@@ -218,16 +219,18 @@ class Network:
         self.router = RouterMachine(
             certificates.server(protocols=(ALPN,)),
             identify=client_id_of,
+            bare=kind is Kind.BARE,
             on_end=lambda *end: self.ends.append(end),
             times=self.times,
         )
+        self.prefix = [b"id"] if kind is Kind.DATA else [b"id", b""]  # as a REQ socket does
         self.to_router: deque[list[bytes]] = deque()
         self.to_dealer: deque[list[bytes]] = deque()
         self.sent = 0
 
     def collect(self) -> None:
         for frames in self.dealer.outgoing(self.now):
-            self.to_router.append([b"id", *map(bytes, frames)])
+            self.to_router.append(self.prefix + list(map(bytes, frames)))
             self.sent += 1
         for _, frames in self.router.outgoing():
             assert bytes(frames[0]) == b"id"
@@ -247,6 +250,13 @@ class Network:
     def settle(self) -> None:
         while self.turn():
             pass
+
+    def tick(self) -> None:
+        """Both look at their clocks, and say what they have to say then."""
+        self.router.tick(self.now)
+        for frames in self.dealer.tick(self.now):
+            self.to_router.append(self.prefix + list(map(bytes, frames)))
+        self.settle()
 
     def received(self) -> list[list[bytes]]:
         found = [parts for _, parts in self.router.inbox]
@@ -298,6 +308,7 @@ def test_every_fault_of_the_network_is_noticed(certificates: Certificates) -> No
                     queue[at][-1] = bytes(spoilt)
             net.settle()
             found += [int(parts[0]) for parts in net.received()]
+            net.tick()
             try:
                 net.dealer.raise_error()
             except ConnectionLost:
@@ -312,6 +323,65 @@ def test_every_fault_of_the_network_is_noticed(certificates: Certificates) -> No
             assert errors > 0, fault
             assert 0 < len(found) < sent, fault
         assert net.router.sessions <= 2
+
+
+@pytest.mark.parametrize("lost", ["request", "answer"])
+def test_a_message_that_is_lost_with_none_behind_it_is_missed(
+    certificates: Certificates, lost: str
+) -> None:
+    net = Network(certificates)
+    net.dealer.send([b"one"])
+    net.settle()
+    ((peer, _),) = net.router.inbox
+    net.received()
+    if lost == "request":
+        net.dealer.send([b"two"])
+        net.collect()
+        net.to_router.clear()
+    else:
+        net.router.send(peer, [b"two"])
+        net.collect()
+        net.to_dealer.clear()
+    net.tick()
+    net.dealer.raise_error()  # so far it may be on its way
+    net.now += limits.ZMQ_KEEPALIVE + 1
+    net.tick()
+    with pytest.raises(ConnectionLost, match=r"has sent \d messages of which \d have come"):
+        net.dealer.raise_error()
+
+
+def test_the_last_message_of_a_session_that_is_replaced_is_missed(
+    certificates: Certificates,
+) -> None:
+    net = Network(certificates, tls_records=3)
+    net.dealer.send([b"0"])
+    net.settle()
+    lost = False
+    errors, found = [], []
+    for number in range(1, 12):
+        net.dealer.send([b"%d" % number])
+        net.collect()
+        current, following = net.dealer._current, net.dealer._next
+        if current is not None and following is not None and not lost:
+            for each in net.to_router:
+                head = parse(each).head
+                if head.token == current.session.token and head.kind is Kind.DATA:
+                    net.to_router.remove(each)
+                    lost = True
+                    break
+        net.turn()
+        found += [int(parts[0]) for parts in net.received()]
+        try:
+            net.dealer.raise_error()
+        except ConnectionLost as error:
+            errors.append(str(error))
+    net.settle()
+    found += [int(parts[0]) for parts in net.received()]
+    assert lost
+    assert len(errors) == 1
+    assert "lost or reordered some" in errors[0]
+    assert any("lost or reordered some" in str(error) for _, error in net.ends)
+    assert found == sorted(set(found))
 
 
 def test_who_ignores_the_window_is_cut_off(certificates: Certificates) -> None:
@@ -441,7 +511,7 @@ def test_another_client_can_not_take_a_session_over(certificates: Certificates) 
     net.settle()
     speaker = mallory._current
     assert speaker is not None
-    speaker.replaces(victim._current.session.token)  # type: ignore[union-attr]
+    speaker.replaces(victim._current.session)  # type: ignore[union-attr]
     mallory.send([b"mine now?"])
     net.settle()
     assert peer.alive
@@ -492,9 +562,9 @@ def hostile(net: Network, *blocks: Buffer) -> None:
         codec.small([[b""] * (limits.MAX_PARTS + 1)]),
         b"\0\0\0\6\1\xdd\0\1\0\1\x90",
         b"\0\0\0\2\2\0\0",
-        codec.replaces(b"r" * 16) * 2,
+        codec.replaces(codec.Replaced(b"r" * 16, 1)),
     ],
-    ids=["no part", "many parts", "many messages", "large without parts", "replaces twice"],
+    ids=["no part", "many parts", "many messages", "large without parts", "replaces late"],
 )
 def test_no_program_is_shown_what_is_no_message(certificates: Certificates, block: Buffer) -> None:
     net = Network(certificates)
@@ -540,7 +610,9 @@ def test_more_messages_wait_than_a_block_may_have(certificates: Certificates) ->
     assert found == [[b"%d" % number] for number in range(codec.SMALL_MOST + 3)]
 
 
-def test_who_was_replaced_late_can_be_sent_nothing(certificates: Certificates) -> None:
+def test_a_session_that_has_said_something_takes_no_other_s_place(
+    certificates: Certificates,
+) -> None:
     net = Network(certificates)
     net.dealer.send([b"first"])
     net.settle()
@@ -550,9 +622,10 @@ def test_who_was_replaced_late_can_be_sent_nothing(certificates: Certificates) -
     net.dealer.send([b"second"])
     net.settle()
     second = net.router.inbox.popleft()[0]
-    hostile(net, codec.replaces(token))
+    hostile(net, codec.replaces(codec.Replaced(token, 1)))
     assert first.alive
     assert not second.alive
+    assert "has said something before" in str(net.ends[0][1])
     with pytest.raises(ConnectionLost, match="can't be sent anything"):
         net.router.send(second, [b"x"])
     net.router.send(first, [b"y"])
@@ -673,27 +746,37 @@ def test_a_request_that_failed_is_not_sent_with_the_next(certificates: Certifica
     assert net.received() == [[b"asked again"]]
 
 
-def test_nobody_is_given_up_before_what_has_come_was_looked_at(certificates: Certificates) -> None:
+@pytest.mark.parametrize("dropped", [False, True], ids=["the server has it", "it was dropped"])
+def test_what_was_quiet_for_long_is_replaced_before_anything_is_sent(
+    certificates: Certificates, dropped: bool
+) -> None:
     net = Network(certificates)
     net.dealer.send([b"hello"])
     net.settle()
     ((peer, _),) = net.router.inbox
-    net.router.send(peer, [b"answer"])
-    net.collect()
-    net.now += limits.ZMQ_IDLE
+    net.received()
+    net.tick()
+    if not dropped:
+        net.router.send(peer, [b"answer"])
+        net.collect()
+    kept, net.to_dealer = net.to_dealer, deque()
+    net.now += limits.ZMQ_IDLE + 1
+    if dropped:
+        net.router.tick(net.now)
+        assert not peer.alive
     net.dealer.send([b"later"])
-    assert list(net.dealer.outgoing(net.now)) == []
-    assert net.dealer.behind
-    while net.to_dealer:
-        net.dealer.receive(net.to_dealer.popleft(), net.now)
+    net.collect()
+    net.to_dealer = kept + net.to_dealer
     net.settle()
-    assert list(net.dealer.inbox) == [[b"answer"]]
-    assert net.dealer.sessions == 1
-    net.now += limits.ZMQ_IDLE
-    net.dealer.send([b"and later"])
-    net.collect()
-    net.collect()
+    net.dealer.raise_error()
+    assert net.received() == [[b"later"]]
     assert net.dealer.sessions == 2
+    assert net.router.sessions == 1
+    assert list(net.dealer.inbox) == ([] if dropped else [[b"answer"]])
+    assert peer.alive is not dropped
+    net.now += limits.ZMQ_RETIRE + 1
+    net.tick()
+    net.dealer.raise_error()
 
 
 def test_a_router_ends_a_session_in_order(certificates: Certificates) -> None:
@@ -726,3 +809,185 @@ def test_contexts_are_checked_when_they_are_renewed(certificates: Certificates) 
     net.dealer.send([b"hello"])
     net.settle()
     assert net.received() == [[b"hello"]]
+
+
+def test_what_a_server_had_not_taken_when_it_began_anew_is_told(
+    certificates: Certificates,
+) -> None:
+    net = Network(certificates)
+    net.dealer.send([b"one"])
+    net.settle()
+    net.router = Network(certificates).router  # with all that it had not given to anybody
+    net.now += limits.ZMQ_IDLE
+    net.dealer.send([b"two"])
+    net.settle()
+    assert net.received() == [[b"two"]]
+    net.dealer.raise_error()
+    net.now += limits.ZMQ_RETIRE + 1
+    net.tick()
+    with pytest.raises(ConnectionLost, match="what it was sent last may be lost"):
+        net.dealer.raise_error()
+    net.dealer.send([b"three"])
+    net.settle()
+    assert net.received() == [[b"three"]]
+    assert net.dealer.sessions == 2
+
+
+def test_a_large_message_that_a_server_forgot_half_of_is_told(certificates: Certificates) -> None:
+    net = Network(certificates)
+    net.dealer.send([b"large", bytes(3 * limits.ZMQ_WINDOW)])
+    net.settle()
+    net.router = Network(certificates).router
+    net.now += limits.ZMQ_IDLE
+    net.dealer.send([b"after it"])
+    for _ in range(5):
+        net.settle()
+        net.now += limits.ZMQ_KEEPALIVE + 1
+        net.tick()
+    with pytest.raises(ConnectionLost, match=r"has dropped this session|has been silent"):
+        net.dealer.raise_error()
+    net.settle()
+    assert net.received() == [[b"after it"]]
+
+
+def test_a_req_that_has_waited_long_enough_may_ask_again(certificates: Certificates) -> None:
+    net = Network(certificates, Kind.REQUEST)
+    answers: list[list[bytes]] = []
+
+    def ask(question: bytes, *, lose: str = "") -> None:
+        net.dealer.send([question])
+        for _ in range(6):
+            net.collect()
+            if lose == "request" and net.dealer.established:
+                net.to_router.clear()
+            net.turn()
+            while net.router.inbox:
+                peer, parts = net.router.inbox.popleft()
+                if lose != "answer":
+                    net.router.send(peer, parts)
+            net.router.take()
+        answers.extend(net.dealer.inbox)
+        net.dealer.inbox.clear()
+
+    ask(b"one")
+    for lose in ("request", "answer"):
+        ask(b"two", lose=lose)
+        assert answers == [[b"one"]]
+        with pytest.raises(UsageError, match="receive its answer before"):
+            net.dealer.send([b"three"])
+        net.dealer.timed_out()
+        ask(b"three")
+        assert answers == [[b"one"], [b"three"]]
+        answers.pop()
+
+
+def test_an_answer_that_comes_too_late_is_not_the_next_one_s(certificates: Certificates) -> None:
+    net = Network(certificates, Kind.REQUEST)
+    net.dealer.send([b"one"])
+    net.settle()
+    ((peer, _),) = net.router.inbox
+    net.router.inbox.clear()
+    net.dealer.timed_out()
+    net.router.send(peer, [b"late answer to one"])
+    net.settle()
+    net.dealer.send([b"two"])
+    net.settle()
+    assert not net.dealer.inbox
+    ((peer, _),) = net.router.inbox
+    net.router.send(peer, [b"answer to two"])
+    net.settle()
+    assert list(net.dealer.inbox) == [[b"answer to two"]]
+
+
+def test_a_req_that_leaves_gives_its_session_back(certificates: Certificates) -> None:
+    net = Network(certificates, Kind.REQUEST)
+    net.dealer.send([b"one"])
+    net.settle()
+    ((peer, _),) = net.router.inbox
+    assert list(net.dealer.close()) == []  # it is not its turn
+    net.router.send(peer, [b"answer"])
+    net.settle()
+    for frames in net.dealer.close():
+        net.router.receive([b"id", b"", *map(bytes, frames)], net.now)
+    assert net.router.sessions == 0
+    assert net.ends == [(peer, None)]
+
+
+def test_who_works_long_on_an_answer_can_still_give_it(certificates: Certificates) -> None:
+    net = Network(certificates, Kind.REQUEST)
+    net.dealer.send([b"one"])
+    net.settle()
+    ((peer, _),) = net.router.inbox
+    net.now += 3 * limits.ZMQ_IDLE
+    net.tick()
+    net.router.send(peer, [b"at last"])
+    net.settle()
+    assert list(net.dealer.inbox) == [[b"at last"]]
+    net.now += limits.ZMQ_IDLE + 1
+    net.tick()
+    assert net.router.sessions == 0
+
+
+def test_a_client_with_all_its_sessions_can_replace_one(certificates: Certificates) -> None:
+    net = Network(certificates, tls_records=10)
+    net.router._bounds = Bounds(per_client=1)
+    for number in range(100):
+        net.dealer.send([b"%d" % number])
+        net.settle()
+        net.dealer.raise_error()
+    assert net.received() == [[b"%d" % number] for number in range(100)]
+    assert net.dealer.sessions > 5
+    assert net.router.sessions == 1
+
+
+def test_a_session_that_the_server_refuses_takes_nobody_s_place(certificates: Certificates) -> None:
+    net = Network(certificates, tls_records=10)
+    net.dealer.send([b"first"])
+    net.settle()
+    net.router._bounds = Bounds(per_client=0)
+    for number in range(10):
+        net.dealer.send([b"%d" % number])
+        net.settle()
+        net.dealer.raise_error()
+    assert net.dealer.sessions > 1
+    assert len(net.received()) == 11
+    ((peer, error),) = net.ends
+    assert peer is None
+    assert "sessions already" in str(error)
+
+
+@pytest.mark.parametrize("size", [0, limits.MAX_ZMQ_BARE + 1])
+def test_the_bare_protocol_says_what_it_can_not_say(certificates: Certificates, size: int) -> None:
+    net = Network(certificates, Kind.BARE)
+    with pytest.raises(UsageError, match=f"has 1 to {limits.MAX_ZMQ_BARE} bytes, not {size}"):
+        net.dealer.send([bytes(size)])
+
+
+def test_the_largest_bare_message_fits_into_a_frame(certificates: Certificates) -> None:
+    net = Network(certificates, Kind.BARE)
+    net.dealer.send([bytes(limits.MAX_ZMQ_BARE)])
+    largest = 0
+    for _ in range(6):
+        net.collect()
+        largest = max([largest, *(len(frame) for frames in net.to_router for frame in frames)])
+        net.turn()
+    assert limits.MAX_ZMQ_BARE < largest <= limits.MAX_ZMQ_FRAME
+    assert [len(part) for part in net.router.inbox[0][1]] == [limits.MAX_ZMQ_BARE]
+
+
+def test_a_bare_server_that_began_anew_is_noticed(certificates: Certificates) -> None:
+    net = Network(certificates, Kind.BARE)
+    net.dealer.send([b"one"])
+    net.settle()
+    ((peer, _),) = net.router.inbox
+    net.router.send(peer, [b"answer"])
+    net.settle()
+    assert net.dealer.inbox.popleft() == [b"answer"]
+    net.router = Network(certificates, Kind.BARE).router
+    net.dealer.send([b"two"])
+    net.settle()
+    with pytest.raises(ConnectionLost, match="has no such session any more"):
+        net.dealer.raise_error()
+    net.dealer.send([b"three"])
+    net.settle()
+    assert net.received() == [[b"three"]]

@@ -191,9 +191,6 @@ class DealerEnd(_End):
                 return
             stuck.popleft()
         self._push_more()
-        if self.machine.behind:
-            self.catch_up()
-            self._push_more()
 
     def _push_more(self) -> None:
         stuck = self._stuck
@@ -206,7 +203,8 @@ class DealerEnd(_End):
     def tick(self) -> None:
         """Look at the clocks."""
         for frames in self.machine.tick(time.monotonic()):
-            self._sent(frames)
+            if not self._stuck:  # none may overtake these; it is asked again
+                self._sent(frames)
 
     def say_goodbye(self) -> None:
         """Tell the peer that this is the end."""
@@ -265,6 +263,7 @@ class RouterEnd(_End):
     def push(self) -> None:
         """Send what can be sent now."""
         machine, sock = self.machine, self.sock
+        gone: list[Peer | None] = []
         for peer, frames in machine.outgoing():
             try:
                 write(sock, frames)
@@ -273,9 +272,13 @@ class RouterEnd(_End):
             except zmq.ZMQError as error:
                 if error.errno != zmq.EHOSTUNREACH:
                     raise
-                machine.unreachable(peer)
+                gone.append(peer)
             else:
                 self._turns.give(frames)
+        if gone:
+            self.catch_up()  # what they said last may have come: their good-bye
+            for peer in gone:
+                machine.unreachable(peer)
 
     def tick(self) -> None:
         """Look at the clocks."""

@@ -29,7 +29,7 @@ from ciphermq.wire.tls import TlsPump
 from ciphermq.wire.tlszmq.header import DELIMITER, Buffer, Kind, parse
 from ciphermq.wire.tlszmq.parts import ALPN, Parts
 from ciphermq.wire.tlszmq.session import Session, check_context
-from ciphermq.wire.tlszmq.speaker import Speaker, Waiting
+from ciphermq.wire.tlszmq.speaker import Speaker, Waiting, check_bare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,13 +81,13 @@ class DealerMachine:
         self._not_before = 0.0
         self._delay = 0.0
         self._wanted = False
+        self._holds = False
+        """Whether messages wait for the next session."""
         self._expecting = False
+        self._impatient = False
         self.error: CipherMQError | None = None
         """What ended a session, until `raise_error`."""
         self._last_words: list[list[Buffer]] = []
-        self.behind = False
-        """Whether nothing was heard for so long that what has come must be taken in, and `outgoing`
-        asked again, before the session is given up."""
         self._scratch = memoryview(bytearray(limits.NETWORK_BUFFER))
 
     # --- for the application ------------------------------------------------------------------
@@ -133,15 +133,31 @@ class DealerMachine:
 
     def send(self, parts: Sequence[Buffer]) -> None:
         """Have a message sent. A REQ's must be answered before the next."""
-        if self._kind is not Kind.DATA:
-            if self._expecting:
+        if self._kind is Kind.DATA:
+            self.waiting.put(parts)
+            return
+        if self._kind is Kind.BARE:
+            check_bare(parts)
+        if self._expecting or self.inbox:
+            if not self._impatient:
                 raise UsageError("a REQ socket has to receive its answer before it sends again")
-            if self._kind is Kind.BARE and len(parts) != 1:
-                raise UsageError("the bare protocol has no parts: a message is one part")
-            self.waiting.put(parts)
-            self._expecting = True
-        else:
-            self.waiting.put(parts)
+            self._give_request_up()
+        self._impatient = False
+        self.waiting.put(parts)
+        self._expecting = True
+
+    def timed_out(self) -> None:
+        """The application has stopped waiting for a message. A REQ's may send its next request
+        then, instead of waiting on."""
+        self._impatient = True
+
+    def _give_request_up(self) -> None:
+        """Its session ends with it: the answer, if it comes at all, is not the next one's."""
+        if self._expecting and self._current is not None:
+            self._forget(self._current)
+        self._expecting = False
+        self.waiting.take()
+        self.inbox.clear()
 
     def renew(self, context: ssl.SSLContext) -> None:
         """Sessions begun from now on are `context`'s; `UsageError` when it is not a client's."""
@@ -168,9 +184,12 @@ class DealerMachine:
             speaker.session.take()
 
     def close(self) -> Iterator[list[Buffer]]:
-        """Messages that say good-bye; a REQ says none."""
+        """Messages that say good-bye. A REQ says it when it is its turn; a bare one never, since
+        the published example knows none."""
+        if self._kind is Kind.BARE or self._expecting:
+            return
         for speaker in self._live.values():
-            if self._kind is Kind.DATA and speaker.session.established:
+            if speaker.session.established:
                 yield from speaker.farewell()
 
     # --- for the socket -----------------------------------------------------------------------
@@ -191,6 +210,8 @@ class DealerMachine:
             if head.kind is Kind.RESET:
                 raise session.reset(body)
             known = session.established
+            if head.kind is Kind.BARE and known and self._asked_in_vain(body):
+                raise session.fail(ConnectionLost(f"{self._who} has no such session any more"))
             found = speaker.receive(head, body, now)
             if not known and session.established:
                 self._check_protocol(session)
@@ -205,13 +226,16 @@ class DealerMachine:
 
     def tick(self, now: float) -> Iterator[list[Buffer]]:
         """Look at the clocks; what is to be sent because of them."""
-        for speaker in (self._current, self._next):
-            if speaker is not None and not speaker.session.established:
-                self._look_at_handshake(speaker, now)
+        current = self._current
+        if current is not None and not current.session.established:
+            self._look_at_handshake(current, now)
+        if self._next is not None and not self._next.session.confirmed:
+            self._look_at_handshake(self._next, now)
         for token in [token for token, until in self._retired.items() if now > until]:
-            self._forget(self._live[token])
+            self._let_go(self._live[token])
         current = self._current
         if current is not None and current.session.established and self._kind is Kind.DATA:
+            current.session.tell_soon()
             yield from self._look_at_silence(current, now)
 
     def outgoing(self, now: float) -> Iterator[list[Buffer]]:
@@ -220,13 +244,10 @@ class DealerMachine:
             words, self._last_words = self._last_words, []
             yield from words
         current = self._current
-        if current is not None and self._stale(current, now):
-            if not self.behind:
-                self.behind = True
-                return
+        stale = current is not None and self._stale(current, now)
+        if current is not None and stale and current.session.strict:
             self._forget(current)
             current = None
-        self.behind = False
         if current is None:
             if not (self.waiting.messages or self._wanted) or now < self._not_before:
                 return
@@ -234,21 +255,24 @@ class DealerMachine:
                 return
             current = self._current = self._begin(now)
         elif (
-            current.session.records >= self._times.tls_records
+            (stale or current.session.records >= self._times.tls_records)
             and self._next is None
             and now >= self._not_before
         ):
+            self._holds = stale
             self._replace(current, now)
-            current = self._current or self._begin(now)
-            self._current = current
+            current = self._current = self._current or self._begin(now)
         if self._next is not None:
             yield from self._next.outgoing(more=False)
-            if self._next.session.established and not current.mid_message:
+            if self._next.session.confirmed and not current.mid_message:
                 self._turn_over(current, self._next, now)
                 current, self._next = self._next, None
         for speaker in list(self._live.values()):
             yield from speaker.outgoing(more=speaker is current and self._may_begin)
-        if not self._may_begin and not current.mid_message:  # what the next one waited for has gone
+        following = self._next
+        if (
+            following and following.session.confirmed and not current.mid_message
+        ):  # what the next one waited for has gone
             yield from self.outgoing(now)
 
     # --- sessions -----------------------------------------------------------------------------
@@ -259,8 +283,13 @@ class DealerMachine:
 
     @property
     def _may_begin(self) -> bool:
-        """Whether the current session may take a new message: not while the next waits for it."""
-        return self._next is None or not self._next.session.established
+        """Whether the current session may take a new message: not while the next waits for it, or
+        is to show whether the server still has this one."""
+        return self._next is None or not (self._holds or self._next.session.confirmed)
+
+    def _asked_in_vain(self, body: Sequence[Buffer]) -> bool:
+        """Whether a bare request, which has gone, was answered by nothing: no message is empty."""
+        return self._expecting and not self.waiting.messages and not any(map(len, body))
 
     def _begin(self, now: float) -> Speaker:
         token = b"" if self._kind is Kind.BARE else self._new_token()
@@ -294,12 +323,13 @@ class DealerMachine:
             self._forget(current)
 
     def _turn_over(self, old: Speaker, new: Speaker, now: float) -> None:
-        new.replaces(old.session.token)
+        new.replaces(old.session)
         self._retired[old.session.token] = now + self._times.retire
         self._current = new
 
     def _stale(self, speaker: Speaker, now: float) -> bool:
-        """Whether the server may have dropped it, since nobody has looked after it meanwhile."""
+        """Whether the server may have dropped it, since nobody has looked after it meanwhile.
+        Then it is replaced before anything else is sent."""
         session = speaker.session
         return (
             session.established
@@ -307,11 +337,22 @@ class DealerMachine:
             and now - session.heard > self._times.idle / 2
         )
 
+    def _let_go(self, speaker: Speaker) -> None:
+        """A session that was replaced long ago. Its server closes it: unless he had dropped it
+        before, perhaps without what was on its way to him."""
+        self._forget(speaker)
+        if speaker.session.untaken:
+            self.error = ConnectionLost(
+                f"{self._who} had dropped a session; what it was sent last may be lost"
+            )
+
     def _ended(self, speaker: Speaker, error: TransportError, now: float) -> None:
         """A session has failed."""
         mattered = speaker is self._current
+        # A gap at the end of a session that was replaced is a gap all the same.
+        told = mattered or (speaker.session.token in self._retired and speaker.session.error)
         # The alert that says why; a REQ can't say it. Nothing else can be encrypted any more.
-        if self._kind is Kind.DATA and (alert := speaker.session.message()) is not None:
+        if self._kind is Kind.DATA and (alert := speaker.session.alert()) is not None:
             self._last_words.append(alert)
         self._forget(speaker)
         if speaker is self._next:
@@ -321,8 +362,9 @@ class DealerMachine:
         if mattered:
             was_good = speaker.session.established and not isinstance(error, TlsFailed)
             self._back_off(now, was_good)
-            self.error = error
             self._current, self._next = self._next, None
+        if told:
+            self.error = error
 
     def _back_off(self, now: float, was_good: bool) -> None:
         self._delay = min(max(2 * self._delay, limits.RECONNECT_FIRST), limits.RECONNECT_MOST)

@@ -8,7 +8,8 @@
                   u8   mark     0xC3: no TLS record begins with it
                   u8   kind     1 DATA, 2 REQUEST, 3 TAKEN, 4 ASK, 5 RESET
                   16   token    which session: drawn by its client at random
-                  u64  number   DATA and REQUEST: of this message in its direction, from 0
+                  u64  number   DATA and REQUEST: of this message in its direction, from 0;
+                                TAKEN and ASK: how many of these the sender has sent
                   u64  taken    how many of the other direction's the sender has done with
     body        the rest of that frame and any number of frames, which joined are TLS bytes of a
                 DATA or REQUEST, and the reason of a RESET

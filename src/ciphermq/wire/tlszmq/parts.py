@@ -5,7 +5,8 @@
     block     u32 length | u8 type | body of `length` bytes
     SMALL     1: msgpack, an array of messages, each an array of parts (bin)
     LARGE     2: one message: see `large`
-    REPLACES  3: 16 bytes: the token of the session that this one replaces
+    REPLACES  3: 16 bytes, u64: the token of the session that this one replaces, and how many
+                 messages of ZeroMQ's the sender has sent in it. Before anything else
 
 Small messages share a block, and msgpack's C code takes a block apart in one call: in Python a
 message would cost more than its encryption. Large parts are neither copied nor escaped.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
@@ -41,6 +42,7 @@ REPLACES: Final = 3
 Parts = list[bytes]
 
 _BLOCK: Final = struct.Struct(">IB")
+_REPLACED: Final = struct.Struct(f">{TOKEN_SIZE}sQ")
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
 SMALL_MOST: Final = 65_536
@@ -75,9 +77,17 @@ def large(parts: Sequence[Buffer]) -> Iterator[Buffer]:
     yield from pieces_of(parts)
 
 
-def replaces(token: bytes) -> bytes:
+class Replaced(NamedTuple):
+    """A session whose place another takes."""
+
+    token: bytes
+    sent: int
+    """Messages that its client has sent in it."""
+
+
+def replaces(old: Replaced) -> bytes:
     """A block that names the session this one replaces."""
-    return _BLOCK.pack(len(token), REPLACES) + token
+    return _BLOCK.pack(_REPLACED.size, REPLACES) + _REPLACED.pack(*old)
 
 
 class PartsReader:
@@ -94,9 +104,9 @@ class PartsReader:
         self._size = 0
         self._have = 0
         self._large: LargeReader | None = None
-        self.replaced: bytes | None = None
-        """The token that REPLACES has named, until somebody takes it from here."""
-        self._has_replaced = False
+        self.replaced: Replaced | None = None
+        """What REPLACES has named, until somebody takes it from here."""
+        self._begun = False
 
     @property
     def mid_block(self) -> bool:
@@ -167,6 +177,7 @@ class PartsReader:
         if len(body) < need:
             self._await(data, _BLOCK.size + need)
             return len(data)
+        self._begun = True
         reader = LargeReader(body[:need], length - need)
         parts, taken = reader.take(body[need:])
         if parts is None:
@@ -176,12 +187,15 @@ class PartsReader:
         return _BLOCK.size + need + taken
 
     def _messages(self, kind: int, body: memoryview) -> list[Parts]:
+        begun, self._begun = self._begun, True
         if kind == SMALL:
             try:
                 return _DECODER.decode(body)
             except msgspec.MsgspecError as error:
                 raise MalformedFrame(f"a block of small messages: {error}") from None
-        if kind == REPLACES and len(body) == TOKEN_SIZE and not self._has_replaced:
-            self.replaced, self._has_replaced = bytes(body), True
+        if kind == REPLACES and len(body) == _REPLACED.size:
+            if begun:
+                raise MalformedFrame("a session replaces another, and has said something before")
+            self.replaced = Replaced(*_REPLACED.unpack(body))
             return []
         raise UnknownFrame(f"a block of the type {kind} with {len(body)} bytes is not known here")

@@ -38,9 +38,9 @@ from ciphermq.wire.tlszmq.header import (
     parse,
     spell_envelope,
 )
-from ciphermq.wire.tlszmq.parts import ALPN, Parts
+from ciphermq.wire.tlszmq.parts import ALPN, Parts, Replaced
 from ciphermq.wire.tlszmq.session import Session, check_context, reset_message
-from ciphermq.wire.tlszmq.speaker import Speaker, Waiting
+from ciphermq.wire.tlszmq.speaker import Speaker, Waiting, check_bare
 
 _HANDSHAKE_RECORD = 0x16
 _CLIENT_HELLO = 1
@@ -175,8 +175,8 @@ class RouterMachine:
         if session.strict:
             if not session.owes or speaker.waiting.messages:
                 raise UsageError(f"{peer!r} is a REQ: it gets one message for each of its own")
-            if session.kind is Kind.BARE and len(parts) != 1:
-                raise UsageError("the bare protocol has no parts: a message is one part")
+            if session.kind is Kind.BARE:
+                check_bare(parts)
         waiting = speaker.waiting
         waiting.put(parts)
         self._dirty[self._entries[peer.envelope, session.token]] = None
@@ -231,21 +231,21 @@ class RouterMachine:
             found = entry.speaker.receive(packet.head, packet.body, now)
             if entry.peer is None and session.established:
                 self._welcome(entry)
+            if (replaced := entry.speaker.take_replaced()) is not None:
+                self._turn_over(entry, replaced)
         except (TransportError, ResourceLimit, CertificateError) as error:
             self._failed(entry, packet.head, error)
             return
-        if (token := entry.speaker.take_replaced()) is not None:
-            self._turn_over(entry, token)
         peer = entry.peer
         if peer is not None and found:
             self.inbox.extend([(peer, parts) for parts in found])
         self._untaken[entry] = None
         if session.due:
             self._dirty[entry] = None
-        if session.strict and not found and session.owes:
-            self._now.append(session.answer())
-        elif session.pump.ended and not session.strict:
+        if session.pump.ended and session.kind is not Kind.BARE:
             self._leave(entry, None)
+        elif session.strict and not found and session.owes:
+            self._now.append(session.answer())
 
     def outgoing(self) -> Iterator[tuple[Peer | None, list[Buffer]]]:
         """ZeroMQ messages to send now. One that can't be sent now is given back: `put_back`."""
@@ -291,11 +291,17 @@ class RouterMachine:
                         f"{self._times.handshake:g} s"
                     ),
                 )
-            elif now - session.heard > self._times.idle:
+            elif now - session.heard > self._times.idle * (limits.ZMQ_OWED if session.owes else 1):
                 silent = now - session.heard
                 self._leave(entry, ConnectionLost(f"nothing came for {silent:.0f} s"))
             elif session.records >= 2 * self._times.tls_records:
                 self._leave(entry, ConnectionLost("it has used its TLS keys up"))
+            elif not session.strict:
+                # Whoever has nothing more to send for now would be told with the next message: he
+                # could not tell a quiet server from one that lost it.
+                session.tell_soon()
+                if session.due:
+                    self._dirty[entry] = None
 
     # --- sessions -----------------------------------------------------------------------------
 
@@ -359,22 +365,38 @@ class RouterMachine:
         certificate = pump.peer_certificate
         client = self._identify(certificate) if certificate else None
         if client is not None:
-            if self._per_client[client] >= self._bounds.per_client:
+            over = self._per_client[client] - self._bounds.per_client
+            if over > 0 or (over == 0 and not self._may_replace(client, entry.key[0])):
                 raise ResourceLimit(f"{client} has {self._bounds.per_client} sessions already")
             self._per_client[client] += 1
         self._handshakes.pop(entry.key, None)
         entry.peer = Peer(client, certificate, entry.key[0])
         entry.peer.speaker = entry.speaker
+        if not session.strict:  # a client that replaces a session waits for a word
+            session.greet()
 
-    def _turn_over(self, entry: _Entry, token: bytes) -> None:
+    def _may_replace(self, client: str, envelope: Envelope) -> bool:
+        """Whether a new session of `client` may be there to replace one of its."""
+        return any(
+            key[0] == envelope and entry.peer is not None and entry.peer.client == client
+            for key, entry in self._entries.items()
+        )
+
+    def _turn_over(self, entry: _Entry, replaced: Replaced) -> None:
         """A session takes another's place. Only its own client's: who says so has his certificate,
-        and comes the same way. It says so once, before anything else."""
+        and comes the same way. It says so once, before anything else. `ConnectionLost` when the
+        end of the other was lost on the way."""
         new = entry.peer
-        old = self._entries.get((entry.key[0], token))
+        old = self._entries.get((entry.key[0], replaced.token))
         if old is None or old is entry or old.peer is None or new is None:
             return
         if old.peer.certificate != new.certificate or not new.certificate:
             return
+        try:
+            old.speaker.session.check_number(replaced.sent)
+        except ConnectionLost as error:
+            self._leave(old, error)
+            raise
         peer = entry.peer = old.peer
         entry.speaker.waiting.put_first(old.speaker.waiting, old.speaker.unfinished())
         peer.speaker = entry.speaker
@@ -394,7 +416,7 @@ class RouterMachine:
     def _failed(self, entry: _Entry, head: Head, error: CipherMQError) -> None:
         """A session has failed: its client is told by TLS, or else by RESET."""
         session = entry.speaker.session
-        if (alert := session.message()) is not None:
+        if (alert := session.alert()) is not None:
             self._now.append(alert)
         elif head.kind is not Kind.RESET:
             self._now.append(reset_message(entry.key[0], head, str(error)))

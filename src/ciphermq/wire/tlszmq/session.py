@@ -3,6 +3,7 @@
 ZeroMQ keeps the order of messages on a path, and drops some in silence: where a socket's queue is
 full, where a device dies, where a connection breaks. TLS bears no gap. So messages are numbered:
 one that came before is dropped, one that is missing ends the session, with that as the reason.
+What carries no data says how many have been sent, so that the last one is missed too.
 
 So that no queue fills up on the way, there is a window: a side has so many messages and bytes under
 way and no more, until the other says that it has taken them. It says so in the header of whatever
@@ -71,6 +72,9 @@ class Session:
         self.heard = now
         """When the last message came."""
         self.began = now
+        self.confirmed = False
+        """Whether the peer has said anything since this side's handshake was over. In TLS 1.3 a
+        server judges its client only then."""
         self.error: TransportError | None = None
         """Why it has ended."""
         self.before = before
@@ -105,6 +109,11 @@ class Session:
         return self._under_way
 
     @property
+    def sent(self) -> int:
+        """Messages sent so far, of those that carry data."""
+        return self._out
+
+    @property
     def acknowledged(self) -> int:
         """Messages that the peer has taken so far."""
         return self._out - len(self._sizes)
@@ -126,22 +135,14 @@ class Session:
 
         Raises `ConnectionLost` when one before it is missing, or when there is no window for it."""
         self.heard = now
+        self.confirmed = self.established
         if head.kind is not Kind.BARE:
             self._acknowledge(head.taken)
+            self.check_number(head.number)
         if head.kind is Kind.ASK:
             self._answer_ask = True
-        if head.kind > Kind.REQUEST:
+        if head.kind > Kind.REQUEST or (head.kind is not Kind.BARE and head.number < self._in):
             return False
-        if head.kind is not Kind.BARE:
-            if head.number < self._in:
-                return False
-            if head.number > self._in:
-                raise self.fail(
-                    ConnectionLost(
-                        f"message {head.number} of the {self.role.peer.value} at {self.where} came "
-                        f"where {self._in} was due: a hop on the way lost or reordered some"
-                    )
-                )
         self._in += 1
         self._fresh += size
         # The peer keeps to the window, or it could have this side hold any amount.
@@ -156,6 +157,16 @@ class Session:
         if self.role is Role.SERVER and self.strict:
             self._owed += 1
         return True
+
+    def check_number(self, number: int) -> None:
+        """`ConnectionLost` when the peer has sent so many messages, and fewer have come."""
+        if number > self._in:
+            raise self.fail(
+                ConnectionLost(
+                    f"the {self.role.peer.value} at {self.where} has sent {number} messages of "
+                    f"which {self._in} have come: a hop on the way lost or reordered some"
+                )
+            )
 
     def _acknowledge(self, taken: int) -> None:
         while self._sizes and self.acknowledged < taken:
@@ -209,7 +220,7 @@ class Session:
 
     def ask(self) -> list[Buffer]:
         """A message that asks whether the peer is there."""
-        return [*self.before, Head(Kind.ASK, self.token, 0, self._tell()).encode()]
+        return [*self.before, Head(Kind.ASK, self.token, self._out, self._tell()).encode()]
 
     def fail(self, error: TransportError) -> TransportError:
         """It has ended of `error`, unless of another before."""
@@ -256,6 +267,19 @@ class Session:
             or self._taken - self._told >= limits.ZMQ_WINDOW_MESSAGES // 4
         )
 
+    def greet(self) -> None:
+        """Have something said soon, whatever it is: it confirms the session."""
+        self._answer_ask = True
+
+    def tell_soon(self) -> None:
+        """Have said what was taken, little as it is."""
+        self._answer_ask |= self._taken > self._told
+
+    def alert(self) -> list[Buffer] | None:
+        """Why TLS has failed, as a message to the peer; None: it did not, or can't say it now."""
+        self.gather()
+        return self.message() if self._chunks else None
+
     def tell(self) -> list[Buffer] | None:
         """A message that says what was taken, if that was not said yet."""
         return self._taken_message() if self._taken > self._told else None
@@ -271,7 +295,7 @@ class Session:
 
     def _taken_message(self) -> list[Buffer]:
         self._answer_ask = False
-        return [*self.before, Head(Kind.TAKEN, self.token, 0, self._tell()).encode()]
+        return [*self.before, Head(Kind.TAKEN, self.token, self._out, self._tell()).encode()]
 
     def _tell(self) -> int:
         self._told = self._taken

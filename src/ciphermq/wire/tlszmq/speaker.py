@@ -11,7 +11,7 @@ from ciphermq.errors import ConnectionLost, RemoteProtocolError, TransportError,
 from ciphermq.wire.cmq2.table import Role
 from ciphermq.wire.tlszmq import parts as codec
 from ciphermq.wire.tlszmq.header import Buffer, Head, Kind
-from ciphermq.wire.tlszmq.parts import Parts, PartsReader
+from ciphermq.wire.tlszmq.parts import Parts, PartsReader, Replaced
 from ciphermq.wire.tlszmq.session import Session
 
 _OVERHEAD: Final = 8
@@ -78,6 +78,18 @@ class Waiting:
             return
         for _, pieces in _blocks(messages):
             yield from pieces
+
+
+def check_bare(parts: Sequence[Buffer]) -> None:
+    """`UsageError` for what the bare protocol can't say: TLS has no empty message, and there is one
+    frame for each."""
+    if len(parts) != 1:
+        raise UsageError("the bare protocol has no parts: a message is one part")
+    if not 0 < len(parts[0]) <= limits.MAX_ZMQ_BARE:
+        raise UsageError(
+            f"a message of the bare protocol has 1 to {limits.MAX_ZMQ_BARE} bytes, "
+            f"not {len(parts[0])}"
+        )
 
 
 def _own(part: Buffer) -> bytes:
@@ -149,10 +161,10 @@ class Speaker:
         session = self.session
         return not session.established or bool(self._pieces) or session.due
 
-    def take_replaced(self) -> bytes | None:
-        """Token of the session that the peer says this one replaces, once."""
-        token, self._reader.replaced = self._reader.replaced, None
-        return token
+    def take_replaced(self) -> Replaced | None:
+        """The session that the peer says this one replaces, once."""
+        replaced, self._reader.replaced = self._reader.replaced, None
+        return replaced
 
     # --- incoming -----------------------------------------------------------------------------
 
@@ -196,9 +208,9 @@ class Speaker:
 
     # --- outgoing -----------------------------------------------------------------------------
 
-    def replaces(self, token: bytes) -> None:
+    def replaces(self, old: Session) -> None:
         """Tell the peer, before anything else, that this session replaces another."""
-        self.session.write(codec.replaces(token))
+        self.session.write(codec.replaces(Replaced(old.token, old.sent)))
         self.session.gather()
 
     def farewell(self) -> list[list[Buffer]]:
