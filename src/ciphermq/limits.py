@@ -320,6 +320,10 @@ MAX_ZMQ_BARE: Final = MAX_ZMQ_FRAME - 64 * KIB
 MAX_ZMQ_MESSAGE: Final = 64 * MIB
 """All parts of one message: it is in memory on both sides, whole."""
 
+MAX_ZMQ_LARGE: Final = 256 * MIB
+"""Of one client's large messages under way, in all its sessions: their memory is there as soon as
+they have come in part, so somebody who never finishes them could have any amount."""
+
 MAX_ZMQ_WAITING: Final = 8 * MIB
 """Bytes that wait in a socket for the window to open; above it `send` waits, as ZeroMQ's does at
 its high-water mark."""

@@ -991,3 +991,32 @@ def test_a_bare_server_that_began_anew_is_noticed(certificates: Certificates) ->
     net.dealer.send([b"three"])
     net.settle()
     assert net.received() == [[b"three"]]
+
+
+def test_a_client_s_half_sent_messages_have_a_bound(certificates: Certificates) -> None:
+    net = Network(certificates)
+    net.router._bounds = Bounds(large=50 * limits.MIB)
+    found: list[list[bytes]] = []
+    for _ in range(2):  # one after the other they may be as large as they like
+        net.dealer.send([bytes(40 * limits.MIB)])
+        while net.dealer.pending:
+            net.settle()
+            found += net.received()
+    assert [len(parts[0]) for parts in found] == [40 * limits.MIB] * 2
+    begun = b"".join(map(bytes, codec.large([bytes(30 * limits.MIB)])))[:100_000]
+    for token in (b"a" * 16, b"b" * 16):
+        assert not net.ends
+        net.dealer = DealerMachine(
+            certificates.client("alice", protocols=(ALPN,)),
+            Kind.DATA,
+            server_name="localhost",
+            new_token=lambda token=token: token,  # type: ignore[misc]
+        )
+        net.dealer.open()
+        net.settle()
+        hostile(net, begun)
+    ((peer, error),) = net.ends
+    assert peer is not None
+    assert not peer.alive
+    assert "alice may have 52428800 bytes of large messages under way, not 62914560" in str(error)
+    assert net.router._large == {"alice": 30 * limits.MIB}

@@ -117,6 +117,11 @@ class DealerMachine:
         )
 
     @property
+    def hint(self) -> str:
+        """What else to say to whoever has waited in vain: nothing, while there is a session."""
+        return "" if self.established else ", nor a TLS handshake: is a TlsRouter there?"
+
+    @property
     def full(self) -> bool:
         """Whether `send` should wait."""
         return self.waiting.size >= limits.MAX_ZMQ_WAITING

@@ -59,7 +59,7 @@ def index_size(start: Buffer) -> int:
 class LargeReader:
     """One large message on its way in, part by part."""
 
-    __slots__ = ("_at", "_file", "_lengths", "_parts", "_size", "_together", "_view")
+    __slots__ = ("_at", "_file", "_lengths", "_parts", "_size", "_together", "_view", "size")
 
     def __init__(self, index: Buffer, size: int) -> None:
         """`index`: whole; `size`: bytes of all parts, as the block's head has it. `MalformedFrame`
@@ -70,6 +70,7 @@ class LargeReader:
             raise MalformedFrame(
                 f"a large message of {size} bytes whose parts have {sum(lengths)} by its index"
             )
+        self.size = size
         self._parts: list[bytes] = []
         self._lengths = lengths
         self._together = 0

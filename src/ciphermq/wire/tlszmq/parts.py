@@ -113,6 +113,11 @@ class PartsReader:
         """Whether a block has begun and not ended."""
         return bool(self._size) or self._large is not None
 
+    @property
+    def announced(self) -> int:
+        """Bytes of the large message that has begun and not ended."""
+        return 0 if self._large is None else self._large.size
+
     def room(self) -> memoryview:
         """Where the next plaintext goes; never empty."""
         if self._large is not None:

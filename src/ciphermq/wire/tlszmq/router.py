@@ -54,6 +54,8 @@ class Bounds:
     handshakes: int = limits.MAX_HANDSHAKES
     """Of these, not authenticated yet."""
     per_client: int = limits.MAX_CONNECTIONS_PER_CLIENT
+    large: int = limits.MAX_ZMQ_LARGE
+    """Bytes of a client's large messages, in all its sessions, that have begun and not ended."""
 
 
 class Peer:
@@ -89,12 +91,14 @@ class Peer:
 class _Entry:
     """A session, and whose it is once that is known."""
 
-    __slots__ = ("key", "peer", "speaker")
+    __slots__ = ("announced", "key", "peer", "speaker")
 
     def __init__(self, key: tuple[Envelope, bytes], speaker: Speaker) -> None:
         self.key = key
         self.speaker = speaker
         self.peer: Peer | None = None
+        self.announced = 0
+        """Bytes of the large message that comes in."""
 
 
 OnEnd = Callable[[Peer | None, CipherMQError | None], None]
@@ -133,6 +137,7 @@ class RouterMachine:
         self._entries: dict[tuple[Envelope, bytes], _Entry] = {}
         self._handshakes: dict[tuple[Envelope, bytes], _Entry] = {}
         self._per_client: Counter[str] = Counter()
+        self._large: Counter[str | None] = Counter()
         self._dirty: dict[_Entry, None] = {}
         self._untaken: dict[_Entry, None] = {}
         self._now: deque[list[Buffer]] = deque()
@@ -233,6 +238,8 @@ class RouterMachine:
                 self._welcome(entry)
             if (replaced := entry.speaker.take_replaced()) is not None:
                 self._turn_over(entry, replaced)
+            if entry.announced != entry.speaker.announced and entry.peer is not None:
+                self._count_large(entry, entry.peer.client, entry.speaker.announced)
         except (TransportError, ResourceLimit, CertificateError) as error:
             self._failed(entry, packet.head, error)
             return
@@ -375,6 +382,19 @@ class RouterMachine:
         if not session.strict:  # a client that replaces a session waits for a word
             session.greet()
 
+    def _count_large(self, entry: _Entry, client: str | None, size: int) -> None:
+        """So much memory the message needs that is on its way now."""
+        self._large[client] += size - entry.announced
+        entry.announced = size
+        if not self._large[client]:
+            del self._large[client]
+        elif size and self._large[client] > self._bounds.large:
+            who = client or "clients without a certificate"
+            raise ResourceLimit(
+                f"{who} may have {self._bounds.large} bytes of large messages under way, not "
+                f"{self._large[client]}"
+            )
+
     def _may_replace(self, client: str, envelope: Envelope) -> bool:
         """Whether a new session of `client` may be there to replace one of its."""
         return any(
@@ -442,6 +462,8 @@ class RouterMachine:
             return
         if peer.speaker is entry.speaker:
             peer.speaker = None
+        if entry.announced:
+            self._count_large(entry, peer.client, 0)
         if peer.client is not None:
             self._per_client[peer.client] -= 1
             if not self._per_client[peer.client]:

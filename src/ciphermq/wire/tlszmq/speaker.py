@@ -155,6 +155,11 @@ class Speaker:
         return bool(self._pieces)
 
     @property
+    def announced(self) -> int:
+        """Bytes of the large message that comes in."""
+        return self._reader.announced
+
+    @property
     def busy(self) -> bool:
         """Whether it has something to send besides what waits, or may have: a session that is not
         there yet, a message encrypted in part, what its session has to say itself."""
