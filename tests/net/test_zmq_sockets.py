@@ -25,7 +25,8 @@ from ciphermq.errors import (
     UsageError,
     WaitTimeout,
 )
-from ciphermq.wire.tlszmq.header import HEAD_SIZE, Head, Kind
+from ciphermq.net.zmq import ends
+from ciphermq.wire.tlszmq.header import HEAD_SIZE, Head, Kind, parse
 from ciphermq.zmq import (
     Bounds,
     Peer,
@@ -76,16 +77,50 @@ def bind(sock: TlsDealer | TlsRouter, address: str) -> None:
             time.sleep(0.02)
 
 
+def has_come(sock: TlsDealer | TlsRouter) -> None:
+    """Wait until something has come that `sock` has not looked at; its thread must not meanwhile,
+    for ZeroMQ's sockets are for one at a time."""
+    with sock._lock:
+        assert sock.socket.poll(int(SOON * 1000))
+
+
+class Clock:
+    """What the sockets take for the time: it stands still until it is put forward."""
+
+    sleep = staticmethod(time.sleep)
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """However slow the machine is, no session gets older than a test wants it to."""
+    made = Clock()
+    monkeypatch.setattr(ends, "time", made)
+    return made
+
+
 class Echo:
     """A `TlsRouter` in a thread that sends everything back, with the client's id in front."""
 
-    def __init__(self, tls: ssl.SSLContext, *, bind: bool = True, **options: Any) -> None:
+    def __init__(
+        self, tls: ssl.SSLContext, *, at: str = "", connects: bool = False, **options: Any
+    ) -> None:
+        """It binds `at` that address, or any, or connects to it."""
         self.ends: list[tuple[Peer | None, CipherMQError | None]] = []
         self.router = TlsRouter(
             tls, on_end=lambda peer, error: self.ends.append((peer, error)), **options
         )
-        self.address = ""
-        if bind:
+        self.address = at
+        if connects:
+            self.router.connect(at)
+        elif at:
+            bind(self.router, at)
+        else:
             port = self.router.socket.bind_to_random_port("tcp://127.0.0.1")
             self.address = f"tcp://127.0.0.1:{port}"
         self.heard: list[tuple[Peer, list[bytes]]] = []
@@ -112,6 +147,12 @@ class Echo:
                     return str(error)
             time.sleep(0.01)
         raise AssertionError(f"no session ended of {part!r}: {self.ends}")
+
+    def die(self) -> None:
+        """End without a word to anybody."""
+        self._stop.set()
+        self._thread.join()
+        self.router.socket.close(linger=0)
 
     def close(self) -> None:
         self._stop.set()
@@ -246,8 +287,7 @@ def test_either_side_first_and_either_side_binds(
         address = f"inproc://{os.urandom(8).hex()}"
 
     def of_router() -> None:
-        end = echo(bind=False)
-        bind(end.router, address) if router_binds else end.router.connect(address)
+        echo(at=address, connects=not router_binds)
 
     def of_dealer() -> TlsDealer:
         alice = dealer("")
@@ -387,16 +427,16 @@ def test_our_client_talks_to_the_examples_server(certificates, dealer, tls_1_2: 
 
 def test_a_bare_client_is_let_in_only_where_it_is_said(echo, certificates: Certificates) -> None:
     end = echo(server(certificates, anonymous=True))
-    sock = zmq.Context.instance().socket(zmq.REQ)
-    sock.linger, sock.rcvtimeo = 0, 300
-    sock.connect(end.address)
+    sock = raw(end)
     tls = example.TlsZmq(anonymous(certificates), server_name="localhost")
     tls.send(b"hello")
-    sock.send(tls.get_data())
-    with pytest.raises(zmq.Again):
-        sock.recv()
+    sock.send_multipart([b"", tls.get_data()])  # as a REQ's looks to the other end
+    # What comes first is the answer to what was sent next: there was none to the bare client.
+    sock.send_multipart([b"", Head(Kind.ASK, b"t" * 16).encode()])
+    assert parse(sock.recv_multipart()).head == Head(Kind.RESET, b"t" * 16)
     sock.close()
     assert end.router._machine.dropped == 1
+    assert end.router.sessions == 0
 
 
 def test_the_bare_protocol_is_for_req(dealer) -> None:
@@ -433,26 +473,24 @@ def test_a_busy_session_is_replaced_and_nothing_is_lost(echo, dealer) -> None:
         assert rounds < 20
 
 
-def test_a_server_begins_again(echo, dealer, certificates: Certificates) -> None:
+def test_a_server_begins_again(echo, dealer) -> None:
     end = echo()
     alice = dealer(end.address)
     alice.send(b"one")
-    alice.recv(timeout=SOON)
-    end.close()
-    again = echo(bind=False)
-    bind(again.router, end.address)
-    # The old session is reset as soon as the new server hears of it; then there is a new one.
+    assert alice.recv(timeout=SOON) == b"aliceone"
+    end.die()
+    again = echo(at=end.address)
     deadline = time.monotonic() + SOON
-    while True:
-        assert time.monotonic() < deadline
-        try:
-            alice.send(b"two")
-            assert alice.recv(timeout=1) == b"alicetwo"
-            break
-        except (ConnectionLost, WaitTimeout) as error:
-            said = str(error)
-    assert "ended this session" in said or "dropped this session" in said or "nothing came" in said
-    assert alice.sessions >= 2
+    # What was given to a connection that had broken is lost: only the next brings the answer.
+    with pytest.raises(ConnectionLost, match="has dropped this session: unknown here, or ended"):
+        while time.monotonic() < deadline:
+            alice.send(b"lost")
+            with contextlib.suppress(WaitTimeout):
+                alice.recv(timeout=0.2)
+    assert again.heard == []
+    alice.send(b"two")
+    assert alice.recv(timeout=SOON) == b"alicetwo"
+    assert alice.sessions == 2
 
 
 def test_an_end_in_order_is_seen(certificates: Certificates, dealer) -> None:
@@ -488,16 +526,21 @@ def _handshake(router: TlsRouter, dealer: TlsDealer) -> tuple[Peer, list[bytes]]
     raise AssertionError("no handshake")
 
 
-def test_sessions_that_say_nothing_expire(echo, dealer) -> None:
-    end = echo(times=Times(idle=0.3))
-    alice = dealer(end.address, times=Times(idle=0.3))
+def test_sessions_that_say_nothing_expire(echo, dealer, clock: Clock) -> None:
+    end = echo()
+    alice, bob = dealer(end.address, "alice"), dealer(end.address, "bob")
     alice.send(b"one")
-    alice.recv(timeout=SOON)
-    assert "nothing came for" in end.why("nothing came")
-    assert end.router.sessions == 0
-    alice.send(b"two")  # the dealer knows that it has been silent for too long
-    assert alice.recv(timeout=SOON) == b"alicetwo"
-    assert alice.sessions == 2
+    assert alice.recv(timeout=SOON) == b"aliceone"
+    clock.now += limits.ZMQ_IDLE
+    bob.send(b"one")
+    assert bob.recv(timeout=SOON) == b"bobone"
+    clock.now += 1
+    assert end.why("nothing came") == f"nothing came for {limits.ZMQ_IDLE + 1:.0f} s"
+    assert [peer.client for peer, _ in end.ends] == ["alice"]
+    for each, name in ((alice, b"alice"), (bob, b"bob")):
+        each.send(b"two")  # alice knows that she has been silent for too long
+        assert each.recv(timeout=SOON) == name + b"two"
+    assert (alice.sessions, bob.sessions) == (2, 1)
 
 
 # --- bad input: the one session ends and says why, the server goes on -----------------------------
@@ -762,8 +805,7 @@ def test_what_was_not_taken_in_time_is_not_sent(certificates, echo, dealer, monk
     for _ in range(3):
         with pytest.raises(WaitTimeout, match="did not take what was sent"):
             alice.send(b"second", timeout=0.02)
-    end = echo(bind=False)
-    bind(end.router, f"tcp://127.0.0.1:{port}")
+    end = echo(at=f"tcp://127.0.0.1:{port}")
     alice.send(b"third", timeout=SOON)
     assert [alice.recv(timeout=SOON)[:10] for _ in range(2)] == [b"alicefirst", b"alicethird"]
     assert len(end.heard) == 2
@@ -799,7 +841,58 @@ def test_a_closed_socket_says_so(certificates, dealer) -> None:
         alice.send(b"x")
 
 
+def test_a_router_closed_while_messages_wait_says_so(certificates, dealer) -> None:
+    router = TlsRouter(server(certificates))
+    router.socket.linger = 0
+    port = router.socket.bind_to_random_port("tcp://127.0.0.1")
+    lazy = dealer(f"tcp://127.0.0.1:{port}", "lazy")
+    lazy.send(b"x")
+    peer, _ = _handshake(router, lazy)
+    while not peer.full:
+        router.send(peer, bytes(limits.MIB))
+    router.close(timeout=0)
+    assert not peer.alive
+    assert router.peers == []
+    with pytest.raises(UsageError, match="this socket is closed"):
+        router.recv(timeout=SOON)
+    with pytest.raises(CipherMQError, match=r"it has left|is closed"):
+        router.send(peer, b"x")
+
+
 # --- on event loops -------------------------------------------------------------------------------
+
+
+async def test_a_dealer_closed_while_messages_wait_says_so(certificates) -> None:
+    async with asyncio.timeout(SOON):
+        alice = looped.TlsDealer(client(certificates), server_name="localhost")
+        alice.socket.linger = 0
+        alice.connect(f"tcp://127.0.0.1:{free_port()}")
+        await alice.send(b"for nobody")
+        waiting = asyncio.create_task(alice.recv())
+        await asyncio.sleep(0)
+        alice.close()
+        for too_late in (waiting, alice.recv(), alice.send(b"x")):
+            with pytest.raises(UsageError, match="this socket is closed"):
+                await too_late
+
+
+async def test_a_looped_router_closed_while_messages_wait_says_so(certificates) -> None:
+    async with asyncio.timeout(SOON):
+        router = looped.TlsRouter(server(certificates))
+        router.socket.linger = 0
+        port = router.socket.bind_to_random_port("tcp://127.0.0.1")
+        async with looped.TlsDealer(client(certificates), server_name="localhost") as alice:
+            alice.connect(f"tcp://127.0.0.1:{port}")
+            await alice.send(b"x")
+            peer, _ = await router.recv()
+            while not peer.full:
+                await router.send(peer, bytes(limits.MIB))
+            waiting = asyncio.create_task(router.send(peer, b"x"))
+            await asyncio.sleep(0)
+            router.close()
+            for too_late in (waiting, router.recv(), router.send(peer, b"x")):
+                with pytest.raises(UsageError, match="this socket is closed"):
+                    await too_late
 
 
 async def test_a_send_that_is_cancelled_sends_nothing(certificates, echo, monkeypatch) -> None:
@@ -813,8 +906,7 @@ async def test_a_send_that_is_cancelled_sends_nothing(certificates, echo, monkey
         await alice.send(b"first" + bytes(70_000))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(alice.send(b"second"), 0.02)
-        end = echo(bind=False)
-        bind(end.router, f"tcp://127.0.0.1:{port}")
+        end = echo(at=f"tcp://127.0.0.1:{port}")
         await alice.send(b"third")
         assert [(await alice.recv())[:10] for _ in range(2)] == [b"alicefirst", b"alicethird"]
         assert len(end.heard) == 2
@@ -877,18 +969,18 @@ def test_a_context_for_the_other_end(certificates: Certificates) -> None:
 
 
 def test_a_server_that_was_away_hears_what_came_meanwhile(
-    certificates: Certificates, dealer
+    certificates: Certificates, dealer, clock: Clock, monkeypatch
 ) -> None:
-    with TlsRouter(server(certificates), times=Times(idle=0.6)) as router:
+    with TlsRouter(server(certificates)) as router:
         port = router.socket.bind_to_random_port("tcp://127.0.0.1")
-        alice = dealer(f"tcp://127.0.0.1:{port}", times=Times(idle=1000.0))
+        alice = dealer(f"tcp://127.0.0.1:{port}", times=Times(idle=10 * limits.ZMQ_IDLE))
         alice.send(b"before")
         assert router.recv(timeout=SOON)[1] == b"before"
-        alice.flush()
-        time.sleep(1.0)  # the application is at something else for longer than a session may idle
+        clock.now += limits.ZMQ_IDLE + 1  # the application is at something else
         alice.send(b"meanwhile")
         alice.flush()
-        assert router.socket.poll(int(SOON * 1000))
+        has_come(router)
+        monkeypatch.setattr(limits, "ZMQ_TICK", 0.0)  # the clocks are due
         assert router.recv(timeout=SOON)[1] == b"meanwhile"
         assert alice.sessions == router.sessions == 1
 
@@ -909,7 +1001,7 @@ def test_what_came_is_not_waited_for(certificates: Certificates, dealer, monkeyp
         else:
             router.send(peer, b"come")
             router.flush()
-        assert sock.socket.poll(int(SOON * 1000))
+        has_come(sock)
         monkeypatch.setattr(limits, "ZMQ_TICK", 0.0)  # the clocks are due
 
         def wait() -> None:
@@ -932,21 +1024,23 @@ def test_what_is_here_is_received_without_waiting(certificates, dealer, monkeypa
         monkeypatch.setattr(limits, "ZMQ_TICK", 2 * SOON)  # the clocks are not due
         alice.send(b"there")
         alice.flush()
-        assert router.socket.poll(int(SOON * 1000))
+        has_come(router)
         assert router.recv(timeout=0)[1] == b"there"
         router.send(peer, b"and back")
         router.flush()
-        assert alice.socket.poll(int(SOON * 1000))
+        has_come(alice)
         assert alice.recv(timeout=0) == b"and back"
         for sock in (alice, router):
             with pytest.raises(WaitTimeout):
                 sock.recv(timeout=0)
 
 
-def test_who_was_away_gets_what_came_meanwhile(certificates: Certificates, dealer) -> None:
+def test_who_was_away_gets_what_came_meanwhile(
+    certificates: Certificates, dealer, clock: Clock
+) -> None:
     with TlsRouter(server(certificates)) as router:
         port = router.socket.bind_to_random_port("tcp://127.0.0.1")
-        alice = dealer(f"tcp://127.0.0.1:{port}", times=Times(idle=0.4))
+        alice = dealer(f"tcp://127.0.0.1:{port}")
         alice.send(b"hello")
         peer, _ = router.recv(timeout=SOON)
         router.send(peer, b"hello")
@@ -954,10 +1048,11 @@ def test_who_was_away_gets_what_came_meanwhile(certificates: Certificates, deale
         assert alice.recv(timeout=SOON) == b"hello"
         router.send(peer, b"meanwhile")
         router.flush()
-        assert alice.socket.poll(int(SOON * 1000))
-        time.sleep(0.5)  # for so long that her session counts as given up
+        has_come(alice)
+        clock.now += limits.ZMQ_IDLE  # for so long that her session counts as given up
         alice.send(b"back")
         assert alice.recv(timeout=SOON) == b"meanwhile"
+        assert alice.sessions == 1
 
 
 # --- certificates that are renewed and revoked ----------------------------------------------------
