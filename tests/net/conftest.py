@@ -1,13 +1,17 @@
-"""A listener and what it takes, on either event loop."""
+"""A listener and what it takes, on either event loop; sockets of TLS over ZeroMQ."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
+from zmq_kit import Clock, Echo, client
+from zmq_kit import server as server_tls
 
 from ciphermq.errors import CipherMQError
 from ciphermq.net.channel import Channel
@@ -15,7 +19,9 @@ from ciphermq.net.dialler import dial
 from ciphermq.net.link import Link
 from ciphermq.net.listener import Listener
 from ciphermq.net.options import LinkOptions
+from ciphermq.net.zmq import ends
 from ciphermq.wire.cmq2.frames import Close, Frame, Hello
+from ciphermq.zmq import TlsDealer
 from support.certificates import Certificates
 
 
@@ -146,3 +152,49 @@ def refusals(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """What the listener logged about connections it refused."""
     caplog.set_level("INFO", "ciphermq")
     return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """However slow the machine is, no session gets older than a test wants it to."""
+    made = Clock()
+    monkeypatch.setattr(ends, "time", made)
+    return made
+
+
+@pytest.fixture
+def echo(certificates: Certificates) -> Iterator[Callable[..., Echo]]:
+    made: list[Echo] = []
+
+    def make(tls: ssl.SSLContext | None = None, **options: Any) -> Echo:
+        made.append(Echo(tls or server_tls(certificates), **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def dealer(certificates: Certificates) -> Iterator[Callable[..., TlsDealer]]:
+    made: list[TlsDealer] = []
+
+    def make(
+        address: str, name: str = "alice", kind: type[TlsDealer] = TlsDealer, **options: Any
+    ) -> TlsDealer:
+        tls = options.pop("tls", None) or client(certificates, name)
+        made.append(kind(tls, server_name="localhost", **options))
+        made[-1].socket.linger = 0
+        if address:
+            made[-1].connect(address)
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Certificates:
+    """One whose revocation list a test may change."""
+    return Certificates(tmp_path)

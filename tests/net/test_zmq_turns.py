@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
+
 from ciphermq import limits
 from ciphermq.net.zmq.turns import Turns
 
@@ -58,5 +62,11 @@ def test_always_again_once_they_have_gone() -> None:
     assert processor.turns == given + 100
 
 
-def test_the_real_one_comes_back() -> None:
-    Turns().give(LARGE)
+def test_a_turn_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    yields: list[None] = []
+    monkeypatch.setattr(os, "sched_yield", lambda: yields.append(None), raising=False)
+    turns = Turns()
+    turns.give(SMALL)
+    assert yields == []
+    turns.give(LARGE)
+    assert yields == [None]

@@ -6,6 +6,7 @@ repeats and reorders messages, by a seed.
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -27,6 +28,7 @@ class Device:
         self.port = free_port()
         self._arguments = [fault, str(seed), str(each)]
         self._process: subprocess.Popen[bytes] | None = None
+        self._faults = 0
 
     @property
     def address(self) -> str:
@@ -38,16 +40,30 @@ class Device:
         self._process = subprocess.Popen(
             [sys.executable, "-P", __file__, str(self.port), self.behind, *self._arguments],
             stdout=subprocess.PIPE,
+            bufsize=0,
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"
+        os.set_blocking(self._process.stdout.fileno(), False)
         return self
+
+    @property
+    def faults(self) -> int:
+        """How many messages it has lost, repeated or let others overtake, as it says itself."""
+        self._listen()
+        return self._faults
+
+    def _listen(self) -> None:
+        if self._process is not None:
+            assert self._process.stdout is not None
+            self._faults += len(self._process.stdout.read() or b"")
 
     def kill(self) -> None:
         """End it as SIGKILL does, with all that is in its queues."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            self._listen()  # to its last words
             assert self._process.stdout is not None
             self._process.stdout.close()
             self._process = None
@@ -91,18 +107,25 @@ def run(port: str, behind: str, fault: str, seed: str, each: str) -> None:
         for sock, _ in poller.poll():
             message, other = sock.recv_multipart(), back if sock is front else front
             late, held[sock] = held[sock], None
-            if chance.random() < 1 / int(each):
-                if fault == "reorder":
-                    held[sock] = message
-                    continue
-                if fault == "repeat":
-                    other.send_multipart(message)
-                    other.send_multipart(message)
-                    continue
-                continue  # lost
-            other.send_multipart(message)
             if late is not None:
+                other.send_multipart(message)
                 other.send_multipart(late)
+                tell()
+            elif chance.random() >= 1 / int(each):
+                other.send_multipart(message)
+            elif fault == "reorder":
+                held[sock] = message
+            elif fault == "repeat":
+                other.send_multipart(message)
+                other.send_multipart(message)
+                tell()
+            else:
+                tell()  # lost
+
+
+def tell() -> None:
+    """Say that there was a fault."""
+    os.write(sys.stdout.fileno(), b".")
 
 
 if __name__ == "__main__":
