@@ -1020,3 +1020,27 @@ def test_a_client_s_half_sent_messages_have_a_bound(certificates: Certificates) 
     assert not peer.alive
     assert "alice may have 52428800 bytes of large messages under way, not 62914560" in str(error)
     assert net.router._large == {"alice": 30 * limits.MIB}
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_req_that_does_not_wait_for_its_answer_is_ended(
+    certificates: Certificates, at_once: bool
+) -> None:
+    """Whoever answers each message of it would be told that he has answered already."""
+    net = Network(certificates, Kind.REQUEST)
+    net.dealer.send([b"first"])
+    net.settle()
+    ((peer, _),) = net.router.inbox
+    net.router.send(peer, [b"answer"])
+    net.settle()
+    net.received()
+    session = net.dealer._current.session  # type: ignore[union-attr]
+    for blocks in [[b"one", b"two"]] if at_once else [[b"one"], [b"two"]]:
+        for block in blocks:
+            session.write(codec.small([[block]]))
+        message = session.message()
+        assert message is not None
+        net.router.receive([b"id", b"", *map(bytes, message)], net.now)
+    assert not peer.alive
+    assert "is a REQ, and did not wait" in str(net.ends[-1][1])
+    assert len(net.received()) <= 1

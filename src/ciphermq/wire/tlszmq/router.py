@@ -229,20 +229,12 @@ class RouterMachine:
         entry = self._entry(packet, now)
         if entry is None:
             return
-        session = entry.speaker.session
         try:
-            if packet.head.kind is Kind.RESET:
-                raise session.reset(packet.body)
-            found = entry.speaker.receive(packet.head, packet.body, now)
-            if entry.peer is None and session.established:
-                self._welcome(entry)
-            if (replaced := entry.speaker.take_replaced()) is not None:
-                self._turn_over(entry, replaced)
-            if entry.announced != entry.speaker.announced and entry.peer is not None:
-                self._count_large(entry, entry.peer.client, entry.speaker.announced)
+            found = self._take_in(entry, packet, now)
         except (TransportError, ResourceLimit, CertificateError) as error:
             self._failed(entry, packet.head, error)
             return
+        session = entry.speaker.session
         peer = entry.peer
         if peer is not None and found:
             self.inbox.extend([(peer, parts) for parts in found])
@@ -253,6 +245,25 @@ class RouterMachine:
             self._leave(entry, None)
         elif session.strict and not found and session.owes:
             self._now.append(session.answer())
+
+    def _take_in(self, entry: _Entry, packet: Packet, now: float) -> list[Parts]:
+        """The messages that are whole with `packet`. What it raises ends the session."""
+        speaker, session = entry.speaker, entry.speaker.session
+        if packet.head.kind is Kind.RESET:
+            raise session.reset(packet.body)
+        found = speaker.receive(packet.head, packet.body, now)
+        if session.strict and found and (len(found) > 1 or session.owes > 1):
+            # The application answers each, and could answer but one.
+            raise session.fail(
+                ConnectionLost(f"the client at {session.where} is a REQ, and did not wait")
+            )
+        if entry.peer is None and session.established:
+            self._welcome(entry)
+        if (replaced := speaker.take_replaced()) is not None:
+            self._turn_over(entry, replaced)
+        if entry.announced != speaker.announced and entry.peer is not None:
+            self._count_large(entry, entry.peer.client, speaker.announced)
+        return found
 
     def outgoing(self) -> Iterator[tuple[Peer | None, list[Buffer]]]:
         """ZeroMQ messages to send now. One that can't be sent now is given back: `put_back`."""

@@ -119,9 +119,9 @@ class Session:
         return self._out - len(self._sizes)
 
     @property
-    def owes(self) -> bool:
-        """Whether the peer, a REQ socket, waits for an answer."""
-        return self._owed > 0
+    def owes(self) -> int:
+        """How many answers the peer, a REQ socket, waits for: one at most, if it is one."""
+        return self._owed
 
     @property
     def records(self) -> int:
