@@ -198,7 +198,10 @@ class _Looped:
         self._tick_again()
         try:
             if self._comes_in():
-                self._end.catch_up()
+                if late:
+                    self._end.catch_up()
+                else:
+                    self._end.take_in()  # the rest in turns: others want the loop too
             # Nobody is silent whose words are here, unread. Where the loop was held up they may
             # still be in the network: ZeroMQ has read ahead so far, and no farther.
             if self._comes_in():
