@@ -58,7 +58,10 @@ class Channel(Conduit, asyncio.BufferedProtocol):
 
     def write(self, parts: Iterable[Buffer]) -> None:
         """Encrypt and send. A part becomes records of its own, at most `CHUNK` bytes long."""
-        pump, encrypted = self._pump, []
+        pump, encrypted = self._pump, list[bytes]()
+        # The talker may answer what came before a bad record; its reason is on its way to him.
+        if self._deaf or pump.error is not None:
+            return
         for part in parts:
             pump.write(part)
             encrypted.append(pump.outgoing())

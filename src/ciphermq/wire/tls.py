@@ -68,7 +68,7 @@ class TlsPump:
         self.records_out = 0
         self.records_in = 0
         self.error: ssl.SSLError | None = None
-        """What `fill` will raise from now on."""
+        """What `fill` and `write` will raise from now on."""
 
     # --- ciphertext -------------------------------------------------------------------------
 
@@ -127,6 +127,8 @@ class TlsPump:
 
     def write(self, data: Buffer) -> None:
         """Encrypt all of `data`."""
+        if self.error is not None:  # OpenSSL would say that the peer has ended the connection
+            raise self.error
         if data:
             self._ssl.write(data)
             self.records_out += (len(data) + RECORD - 1) // RECORD

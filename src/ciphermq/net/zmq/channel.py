@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 import zmq
 
 from ciphermq import limits
-from ciphermq.errors import CipherMQError, ConnectionLost, TransportError
+from ciphermq.errors import CipherMQError, ConnectionLost, TransportError, WaitTimeout
 from ciphermq.net.conduit import Buffers, Conduit
 from ciphermq.net.options import LinkOptions
 from ciphermq.wire.cmq2.table import Role
@@ -91,7 +91,8 @@ class ZmqChannel(Conduit):
 
     def write(self, parts: Iterable[Buffer]) -> None:
         """Encrypt and send, as far as the window allows; the rest later."""
-        if self._deaf or self._closing:
+        # The talker may answer what came before a bad record; its reason is on its way to him.
+        if self._deaf or self._closing or self._pump.error is not None:
             return
         for part in parts:
             self._plain.append(part)
@@ -162,9 +163,10 @@ class ZmqChannel(Conduit):
         self._flow()
         self._say_taken()
 
-    def unreachable(self) -> None:
+    def unreachable(self, why: str = "") -> None:
         """ZeroMQ has no way to the peer any more."""
-        self._lost(ConnectionLost(f"ZeroMQ has no way to {self.who} any more"))
+        end = f": {why}" if why else ""
+        self._lost(ConnectionLost(f"ZeroMQ has no way to {self.who} any more{end}"))
 
     def _take_held(self) -> None:
         """Decrypt what has come, as long as the talker reads."""
@@ -202,6 +204,8 @@ class ZmqChannel(Conduit):
 
     def _flow(self) -> None:
         """Send as much as the window allows."""
+        if self._finishing:  # perhaps of a bad record: nothing can be encrypted behind it
+            return
         session, plain = self.session, self._plain
         while session.room and plain and not self._stuck:
             size = 0
@@ -214,9 +218,9 @@ class ZmqChannel(Conduit):
         self._say()
         if self._full and self.untaken <= self.options.write_high_water // 2:
             self._full = False
-            if self._talker is not None and not self._finishing:
+            if self._talker is not None:
                 self._loop.call_soon(self._talker.resume_writing)
-        if self._closing and not plain and not self._stuck and not self._finishing:
+        if self._closing and not plain and not self._stuck:
             session.end()
             self._say()
             self._finish()
@@ -244,12 +248,22 @@ class ZmqChannel(Conduit):
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
-                raise
-            self._loop.call_soon(self.unreachable)
+            why = "" if error.errno == zmq.EHOSTUNREACH else str(error)
+            self._loop.call_soon(self.unreachable, why)
         return True
 
     # --- the end ----------------------------------------------------------------------------
+
+    def _too_slow(self) -> None:
+        if not self._closing:
+            super()._too_slow()
+            return
+        self.abort(
+            WaitTimeout(
+                f"{self.who} did not take all that was sent to it within "
+                f"{self.options.linger:g} s of the end: the last {self.untaken} bytes may be lost"
+            )
+        )
 
     def _lost(self, error: CipherMQError | None) -> None:
         if self._reason is None:

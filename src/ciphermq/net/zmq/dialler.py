@@ -33,7 +33,7 @@ class _Dealer:
         size_buffer(sock, there)
         sock.connect(there)
         self.channel: ZmqChannel | None = None
-        self.wires = Wires(sock, self._receive)
+        self.wires = Wires(sock, self._receive, self._broken)
         self._loop = asyncio.get_running_loop()
         self._ticker = self._loop.call_later(limits.ZMQ_TICK, self._tick)
 
@@ -45,6 +45,10 @@ class _Dealer:
         channel = self.channel
         if channel is not None and head.token == channel.session.token:
             channel.receive(head, body)
+
+    def _broken(self, error: zmq.ZMQError) -> None:
+        if self.channel is not None:
+            self.channel.unreachable(str(error))
 
     def _tick(self) -> None:
         if self.channel is not None:

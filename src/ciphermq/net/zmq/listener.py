@@ -10,7 +10,7 @@ from functools import partial
 import zmq
 
 from ciphermq import limits
-from ciphermq.errors import CipherMQError, ConfigError, RemoteProtocolError
+from ciphermq.errors import CipherMQError, ConfigError, ConnectionLost, RemoteProtocolError
 from ciphermq.net import address
 from ciphermq.net.address import HostPort
 from ciphermq.net.conduit import Buffers, Conduit
@@ -19,12 +19,14 @@ from ciphermq.net.reception import Reception
 from ciphermq.net.zmq.channel import ZmqChannel
 from ciphermq.net.zmq.ends import configure, size_buffer
 from ciphermq.net.zmq.wires import Wires
+from ciphermq.telemetry.logger import get_logger
 from ciphermq.wire.cmq2.table import Role
 from ciphermq.wire.tls import TlsPump
 from ciphermq.wire.tlszmq.header import (
     DELIMITER,
     Buffer,
     Envelope,
+    Head,
     Kind,
     parse,
     spell_envelope,
@@ -32,6 +34,8 @@ from ciphermq.wire.tlszmq.header import (
 from ciphermq.wire.tlszmq.session import reset_message
 
 _Key = tuple[Envelope, bytes]
+
+_log = get_logger("net.zmq")
 
 
 class ZmqListener:
@@ -79,7 +83,7 @@ class ZmqListener:
             ) from error
         bound = sock.getsockopt_string(zmq.LAST_ENDPOINT)
         self.where = self.where[0], int(bound.rpartition(":")[2])
-        self._wires = Wires(sock, self._receive)
+        self._wires = Wires(sock, self._receive, self._broken)
         self._tick()
         return self.where
 
@@ -90,14 +94,27 @@ class ZmqListener:
             channel.abort()
 
     async def close(self) -> None:
-        """Close the socket, once what waits in it has been sent or `limits.LINGER` is over."""
+        """End the connections that are left, and close the socket, once what waits in it has been
+        sent or `limits.LINGER` is over."""
         self.stop()
+        for channel in list(self._channels.values()):
+            channel.abort(ConnectionLost("the server has closed its ZeroMQ socket"))
         if self._ticker is not None:
             self._ticker.cancel()
-        if self._wires is not None and self._zmq is not None:
-            self._wires.close()
-            await asyncio.to_thread(self._zmq.term)
-            self._wires = self._zmq = None
+        wires, context = self._wires, self._zmq
+        self._wires = self._zmq = None  # nothing can be sent from here on
+        if wires is not None and context is not None:
+            wires.close()
+            await asyncio.to_thread(context.term)
+
+    def _broken(self, error: zmq.ZMQError) -> None:
+        """ZeroMQ itself has failed: nobody can come any more, nor be sent anything."""
+        _log.error(
+            f"the server has lost its ZeroMQ socket, and must be started again: {error}",
+            connections=len(self._channels),
+        )
+        for channel in list(self._channels.values()):
+            channel.unreachable(str(error))
 
     # --- messages ---------------------------------------------------------------------------
 
@@ -111,18 +128,22 @@ class ZmqListener:
         channel = self._channels.get(key)
         if channel is None:
             if head.kind is Kind.DATA and head.number == 0 and not self._stopping:
-                channel = self._begin(key)
+                channel = self._begin(key, head)
             elif head.kind in (Kind.DATA, Kind.ASK):
-                self._send(reset_message(envelope, head, "it is unknown here, or has ended"))
+                stops = self._stopping and head.kind is Kind.DATA and head.number == 0
+                reason = "the server is stopping" if stops else "it is unknown here, or has ended"
+                self._send(reset_message(envelope, head, reason))
             else:  # a REQ can't carry a queue's connection, and the rest needs no answer
                 self._reception.counters.add("zmq_dropped")
         if channel is not None:
             channel.receive(head, body)
 
-    def _begin(self, key: _Key) -> ZmqChannel | None:
+    def _begin(self, key: _Key, head: Head) -> ZmqChannel | None:
         envelope, token = key
         peer = f"zmq:{spell_envelope(envelope)}"
         if self._reception.full(peer):
+            reason = f"all {self._reception.max_connections} connections are taken"
+            self._send(reset_message(envelope, head, reason))
             return None
         if len(self._handshakes) >= limits.MAX_HANDSHAKES:
             # A flood of new identities must not shut out who comes after it.
@@ -183,10 +204,10 @@ class ZmqListener:
             self._reception.counters.add("zmq_dropped")
 
     def _tick(self) -> None:
+        # First, or one channel that fails would stop the clocks of all others.
+        self._ticker = asyncio.get_running_loop().call_later(limits.ZMQ_TICK, self._tick)
         for channel in list(self._channels.values()):
             channel.tick()
-        loop = asyncio.get_running_loop()
-        self._ticker = loop.call_later(limits.ZMQ_TICK, self._tick)
 
 
 def _spell_host(host: str) -> str:

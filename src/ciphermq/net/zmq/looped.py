@@ -11,7 +11,7 @@ import contextlib
 import ssl
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import zmq
 
@@ -28,10 +28,17 @@ from ciphermq.net.zmq.ends import (
 )
 from ciphermq.net.zmq.faces import DealerFace, RouterFace, dealer_machine, socket_type
 from ciphermq.pki.names import client_id_of
+from ciphermq.telemetry.logger import get_logger
 from ciphermq.wire.tlszmq.dealer import Times
 from ciphermq.wire.tlszmq.header import Buffer, Kind
 from ciphermq.wire.tlszmq.parts import Parts
 from ciphermq.wire.tlszmq.router import Bounds, OnEnd, Peer, RouterMachine
+
+_MOST_PUT_OFF: Final = 20
+"""Looks at the clocks that are put off in a row: neither a flood nor a loop that is always late
+puts them off for good."""
+
+_log = get_logger("net.zmq")
 
 
 class _Looped:
@@ -40,18 +47,21 @@ class _Looped:
     def __init__(
         self, kind: int, context: zmq.Context[Any] | None, end: Callable[[zmq.Socket[bytes]], End]
     ) -> None:
+        self._loop = asyncio.get_running_loop()  # before there is a socket that would stay open
         self.socket = new_socket(kind, context)
         """ZeroMQ's own, for its options, and to bind and connect."""
         configure(self.socket)
         self._end = end(self.socket)
-        self._loop = asyncio.get_running_loop()
         self._waiters: list[asyncio.Future[None]] = []
         self._look_due = False
         self._push_due = False
         self._closed = False
+        self._fault: zmq.ZMQError | None = None
+        self._fault_told = False
+        self._put_off = 0
         self._descriptor = int(self.socket.fd)
         self._loop.add_reader(self._descriptor, self._look)
-        self._ticker = self._loop.call_later(limits.ZMQ_TICK, self._tick)
+        self._tick_again()
         self._look_soon()
 
     def bind(self, address: str) -> None:
@@ -67,17 +77,17 @@ class _Looped:
 
     def close(self) -> None:
         """Send what waits, as far as it can be sent at once, say good-bye, and close the socket;
-        ZeroMQ goes on sending for as long as its LINGER says. Idempotent."""
+        ZeroMQ goes on sending for as long as its LINGER says. What could not be sent is dropped,
+        and the log says so: `drain` before. Idempotent."""
         if self._closed:
             return
         self._closed = True
-        self._ticker.cancel()
-        self._loop.remove_reader(self._descriptor)
         with contextlib.suppress(zmq.ZMQError):
             self._end.push()
+        self._warn_of_unsent()
+        with contextlib.suppress(zmq.ZMQError):
             self._end.say_goodbye()
-        self.socket.close()
-        self._wake()
+        self._shut()
 
     async def __aenter__(self) -> Self:
         return self
@@ -88,18 +98,52 @@ class _Looped:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """`drain`, if all went well, and `close`. Then an error that nobody was told yet is raised,
+        unless another is on its way: what ended a dealer's session, or ZeroMQ's context."""
+        try:
+            if error is None:
+                await self.drain()
+        finally:
+            self.close()
         if error is None:
-            await self.drain()
-        self.close()
+            self._raise_untold()
 
     async def drain(self) -> None:
         """Wait until what was sent has gone to ZeroMQ, for two seconds at most: a session may have
-        to begin first, or a window to open. At the end of an ``async with`` by itself."""
+        to begin first, or a window to open. At the end of an ``async with`` by itself. Whoever
+        closes the socket meanwhile ends the wait."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limits.LINGER):
                 self._push()
                 while self._end.pending() and not self._closed:
-                    await self._change()
+                    await self._wait()
+
+    def _raise_untold(self) -> None:
+        """Raise what ended it, or its session, and was raised by no call yet."""
+        if self._fault is not None and not self._fault_told:
+            self._check_open()
+
+    def _warn_of_unsent(self) -> None:
+        if self._end.stuck() or self._end.machine.pending:
+            _log.warning(
+                "a ZeroMQ socket was closed before all was sent, and the rest is lost: drain() "
+                "waits until it has gone, for as long as there is hope"
+            )
+
+    def _shut(self) -> None:
+        """Let go of the socket and the loop, and of all who wait."""
+        self._ticker.cancel()
+        self._loop.remove_reader(self._descriptor)
+        self.socket.close()
+        self._wake()
+
+    def _break(self, fault: zmq.ZMQError) -> None:
+        """ZeroMQ's context or socket was ended by somebody else: nothing will ever come."""
+        if not self._closed:
+            self._closed = True
+            self._fault = fault
+            self._warn_of_unsent()
+            self._shut()
 
     # --- the socket -----------------------------------------------------------------------------
 
@@ -111,11 +155,15 @@ class _Looped:
         self._look_due = False
         if self._closed:
             return
-        if not self._comes_in():
-            self.socket.getsockopt(zmq.EVENTS)  # or its descriptor would stay readable
+        try:
+            if not self._comes_in():
+                self._more()  # or its descriptor would stay readable
+                return
+            if self._end.take_in() == limits.ZMQ_TAKE:
+                self._look_soon()
+        except zmq.ZMQError as fault:
+            self._break(fault)
             return
-        if self._end.take_in() == limits.ZMQ_TAKE:
-            self._look_soon()
         self._push()
         self._wake()
 
@@ -124,13 +172,21 @@ class _Looped:
             self._look_due = True
             self._loop.call_soon(self._look)
 
+    def _more(self) -> bool:
+        """Whether something is there to be taken in."""
+        return bool(int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
     def _push(self) -> None:
         self._push_due = False
-        if not self._closed:
+        if self._closed:
+            return
+        try:
             self._end.push()
             # Sending too may have taken the news that something has come.
-            if int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            if self._more():
                 self._look_soon()
+        except zmq.ZMQError as fault:
+            self._break(fault)
 
     def _push_soon(self) -> None:
         if not self._push_due:
@@ -138,24 +194,50 @@ class _Looped:
             self._loop.call_soon(self._push)
 
     def _tick(self) -> None:
-        self._ticker = self._loop.call_later(limits.ZMQ_TICK, self._tick)
-        self._look()
-        if self._comes_in():  # else the silence is our own
-            self._end.tick()
+        late = self._loop.time() - self._tick_due > limits.ZMQ_TICK
+        self._tick_again()
+        try:
+            if self._comes_in():
+                if late:
+                    self._end.catch_up()
+                else:
+                    self._end.take_in()  # the rest in turns: others want the loop too
+            # Nobody is silent whose words are here, unread. Where the loop was held up they may
+            # still be in the network: ZeroMQ has read ahead so far, and no farther.
+            if self._comes_in():
+                if (late or self._more()) and self._put_off < _MOST_PUT_OFF:
+                    self._put_off += 1
+                else:
+                    self._put_off = 0
+                    self._end.tick()
+        except zmq.ZMQError as fault:
+            self._break(fault)
+            return
         self._push()
         self._wake()
+
+    def _tick_again(self) -> None:
+        self._tick_due = self._loop.time() + limits.ZMQ_TICK
+        self._ticker = self._loop.call_at(self._tick_due, self._tick)
 
     # --- who waits ------------------------------------------------------------------------------
 
     async def _change(self) -> None:
         """Wait until something may have changed."""
         self._check_open()
+        await self._wait()
+        self._check_open()
+
+    async def _wait(self) -> None:
+        """The same, closed or not."""
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._waiters.append(waiter)
         await waiter
-        self._check_open()
 
     def _check_open(self) -> None:
+        if self._fault is not None:
+            self._fault_told = True
+            raise self._fault
         if self._closed:
             raise UsageError("this socket is closed")
 
@@ -184,6 +266,7 @@ class TlsDealer(DealerFace, _Looped):
         for. `context`: ZeroMQ's, plain or `zmq.asyncio`'s, by default the process's own."""
         self._machine = dealer_machine(tls, self._KIND, server_name, bare=bare, times=times)
         self._inbox = self._machine.inbox
+        self._told = ""
         super().__init__(
             socket_type(self._KIND), context, lambda sock: DealerEnd(sock, self._machine)
         )
@@ -195,15 +278,18 @@ class TlsDealer(DealerFace, _Looped):
     async def send_multipart(self, parts: Sequence[Buffer]) -> None:
         """Send a message of one or more parts; waits while too much is under way.
 
-        Whoever cancels the wait, or is told an error, has not sent it."""
+        While 65,536 messages wait to be received nothing is taken in, nor what the server says of
+        its window: whoever sends on without receiving waits here in the end. Whoever cancels the
+        wait, or is told an error, has not sent it. An error that ended the session is raised once,
+        by the next call or the end of an ``async with``."""
         machine = self._machine
         self._check_open()
-        machine.raise_error()
+        self._raise_error()
         while machine.full:
             self._push()
             if machine.full:
                 await self._change()
-                machine.raise_error()
+                self._raise_error()
         machine.send(parts)
         if machine.waiting.size >= limits.ZMQ_COALESCE:
             self._push()
@@ -221,7 +307,7 @@ class TlsDealer(DealerFace, _Looped):
             machine.open()
             self._look_soon()
             while not inbox:
-                machine.raise_error()
+                self._raise_error()
                 machine.take()
                 self._push()
                 await self._change()
@@ -232,8 +318,21 @@ class TlsDealer(DealerFace, _Looped):
         parts = await self.recv_multipart()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def _raise_error(self) -> None:
+        self._told = ""
+        if self._machine.error is not None:
+            self._told = str(self._machine.error)
+            self._machine.raise_error()
+
+    def _raise_untold(self) -> None:
+        super()._raise_untold()
+        # What still waited may have been tried once more, and have failed of the same.
+        if str(self._machine.error) != self._told:
+            self._raise_error()
+
     def _comes_in(self) -> bool:
-        # A sender waits for what its window needs, whether it receives or not.
+        # Messages and what opens the window come one behind the other: to have the one, a sender
+        # that does not receive would have to hold any number of the other.
         return len(self._inbox) < limits.ZMQ_INBOX
 
 
@@ -287,7 +386,8 @@ class TlsRouter(RouterFace, _Looped):
         self._wake()
 
     async def send_multipart(self, peer: Peer, parts: Sequence[Buffer]) -> None:
-        """Send `peer` a message; waits while too much is under way to it.
+        """Send `peer` a message; waits while too much is under way to it, and in the end while
+        65,536 messages wait to be received, since nothing is taken in then.
 
         Raises `ConnectionLost` when it has ended. Whoever cancels the wait has not sent it."""
         self._check_open()

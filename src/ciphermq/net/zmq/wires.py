@@ -20,9 +20,17 @@ from ciphermq.wire.tlszmq.header import Buffer
 class Wires:
     """One socket, which belongs to it from now on. All of it is for the event loop's thread."""
 
-    def __init__(self, sock: zmq.Socket[bytes], on_message: Callable[[list[Buffer]], None]) -> None:
+    def __init__(
+        self,
+        sock: zmq.Socket[bytes],
+        on_message: Callable[[list[Buffer]], None],
+        on_broken: Callable[[zmq.ZMQError], None] | None = None,
+    ) -> None:
+        """`on_broken` is told, once, when somebody else has ended the socket or its context: it is
+        closed then."""
         self.sock = sock
         self._on_message = on_message
+        self._on_broken = on_broken
         self._loop = asyncio.get_running_loop()
         self._descriptor = int(sock.fd)
         self._look_due = False
@@ -56,5 +64,14 @@ class Wires:
                 frames = read(self.sock, NOBLOCK)
             except zmq.Again:
                 return
-            self._on_message(frames)
+            except zmq.ZMQError as error:
+                self.close()
+                if self._on_broken is not None:
+                    self._on_broken(error)
+                return
+            try:
+                self._on_message(frames)
+            except BaseException:
+                self._look_soon()  # one that fails must not leave the others lying there
+                raise
         self._look_soon()
