@@ -52,7 +52,7 @@ def of_server(bank: Deployment, **more: Any) -> ssl.SSLContext:
     return server_context(**files | more)
 
 
-def files_of(path: Path) -> dict[str, Path]:
+def files_of(path: Path) -> dict[str, Any]:
     """What `ciphermq identity add` made, one by one."""
     return {
         "certificate": path / "cert.pem",
@@ -201,7 +201,7 @@ def warned(caplog: pytest.LogCaptureFixture) -> Any:
     return lambda: [record.getMessage() for record in caplog.records]
 
 
-def server_files(certificates: Certificates, name: str) -> dict[str, Path]:
+def server_files(certificates: Certificates, name: str) -> dict[str, Any]:
     return {
         "certificate": certificates.path(name, "crt"),
         "key": certificates.path(name, "key"),
