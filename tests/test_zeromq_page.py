@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import os
 import re
 import shlex
@@ -16,7 +18,7 @@ import pytest
 
 from ciphermq.cli.processes import free_port
 from ciphermq.errors import ConnectionLost
-from ciphermq.zmq import TlsDealer, TlsRouter, client_context, server_context
+from ciphermq.zmq import TlsDealer, TlsReq, TlsRouter, client_context, server_context
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "how-to" / "zeromq.md"
 SOON = 60.0
@@ -95,23 +97,31 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     return made
 
 
-def leave_without_an_answer(machine: Machine) -> None:
-    """A client that asks and is gone: what may not end the service."""
+def misbehave(machine: Machine) -> None:
+    """What no client may end the service by."""
     tls = client_context(
         identity=machine.directory / "bank" / "identities" / "bob", passphrase="correct horse"
     )
-    for _ in range(3):
+    address = f"tcp://127.0.0.1:{machine.ports['5555']}"
+    for _ in range(3):  # it asks, and is gone
         with TlsDealer(tls, server_name="localhost") as dealer:
-            dealer.connect(f"tcp://127.0.0.1:{machine.ports['5555']}")
+            dealer.connect(address)
             for _ in range(200):
                 dealer.send(b"balance")
+    req = TlsReq(tls, server_name="localhost")  # two requests in one, which get two answers
+    req.connect(address)
+    req.send(b"balance")
+    req._machine.waiting.put([b"balance"])
+    with contextlib.suppress(ConnectionLost):
+        req.recv(timeout=SOON)
+    req.close(0)
 
 
 def test_the_service_and_its_client(machine: Machine) -> None:
     (service,), (client,) = blocks("python", "A service"), blocks("python", "A client")
     with machine.running(service):
         assert machine.run(client) == "1204.50 EUR\n"
-        leave_without_an_answer(machine)
+        misbehave(machine)
         assert machine.run(client) == "1204.50 EUR\n"
 
 
@@ -119,7 +129,7 @@ def test_both_on_an_event_loop(machine: Machine) -> None:
     service, client = blocks("python", "On an event loop")
     with machine.running(service):
         assert machine.run(client) == "1204.50 EUR\n"
-        leave_without_an_answer(machine)
+        misbehave(machine)
         (blocking,) = blocks("python", "A client")
         assert machine.run(blocking) == "1204.50 EUR\n"
 
@@ -169,3 +179,12 @@ _FILES = {
     "authority": "ca.crt",
     "revocations": "crl.pem",
 }
+
+
+def test_programs_import_what_they_use() -> None:
+    found = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    for program in found:
+        tree = ast.parse(program)
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+        imported = {alias.name for node in imports for alias in node.names}
+        assert imported <= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
