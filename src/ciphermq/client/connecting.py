@@ -85,8 +85,7 @@ def connect(
     async def open_client() -> Client:
         who = identity
         if not isinstance(who, Identity):
-            # It reads disks and stretches a passphrase, which takes half a second.
-            who = await asyncio.to_thread(_load, who, passphrase)
+            who = await asyncio.to_thread(load_identity, who, passphrase)
         where = url or os.environ.get(URL_VARIABLE) or who.url
         if not where:
             raise UsageError(f"where is the broker? {who.path} has no url: give one")
@@ -101,7 +100,10 @@ def connect(
     return Connecting(open_client)
 
 
-def _load(selector: str | Path | None, passphrase: str | None) -> Identity:
+def load_identity(selector: str | Path | None, passphrase: str | None) -> Identity:
+    """The identity that `connect` means by these two, open. Raises as `Identity.load` does.
+
+    It reads disks and stretches a passphrase, which takes half a second."""
     chosen = selector or os.environ.get(IDENTITY_VARIABLE)
     home = os.environ.get(HOME_VARIABLE)
     default = Path() if Path("ca").is_dir() else Path("ciphermq")

@@ -7,6 +7,7 @@ second: not for an event loop's thread.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -231,10 +232,13 @@ class Identity:
         """Sentences about what ends soon, or has ended."""
         return layout.warnings(self.path, now_ms)
 
-    def ssl_context(self, *, onex: bool = False) -> ssl.SSLContext:
-        """For connecting to the broker: TLS 1.3, own certificate, the broker's checked.
+    def ssl_context(
+        self, *, protocols: Iterable[str] = (tls.ALPN,), tls_1_2: bool = False
+    ) -> ssl.SSLContext:
+        """For connecting to the broker: own certificate, the broker's checked, TLS 1.3 unless
+        `tls_1_2` lets it come with that.
 
-        `onex`: to talk to it as clients of CipherMQ 1.x do."""
+        `protocols`: those to offer; none, to talk to it as clients of CipherMQ 1.x do."""
         certificate, key = layout.CERTIFICATE, layout.KEY
         if self.settings.signs_on_token:
             certificate, key = layout.TLS_CERTIFICATE, layout.TLS_KEY
@@ -244,7 +248,8 @@ class Identity:
             authority=self.path / layout.AUTHORITY,
             revocations=self.path / layout.REVOCATION_LIST,
             passphrase=self._secret.decode() if self._secret else None,
-            protocols=() if onex else (tls.ALPN,),
+            protocols=protocols,
+            tls_1_2=tls_1_2,
         )
 
     def key_record(self, now_ms: int) -> bytes:

@@ -193,7 +193,7 @@ class OnexPeers:
                 f"keys of 1.x are asked for in its text protocol, which is spoken over TCP only: "
                 f"give the broker's {SCHEME}:// URL instead of {url}"
             )
-        context = await asyncio.to_thread(core.identity.ssl_context, onex=True)
+        context = await asyncio.to_thread(core.identity.ssl_context, protocols=())
         name = core.identity.server_name or host
         line = await OnexLine.open((host, port), context, server_name=name, limit=limit)
         try:

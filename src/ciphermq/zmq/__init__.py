@@ -2,26 +2,29 @@
 
 ::
 
-    tls = client_context(certificate="alice.crt", key="alice.key", authority="ca.crt",
-                         revocations="crl.pem")
-    with TlsDealer(tls, server_name="broker.example") as dealer:
-        dealer.connect("tcp://broker.example:5555")
-        dealer.send_multipart([b"a", b"message"])
-        answer = dealer.recv_multipart()
+    tls = client_context(identity="identities/alice", passphrase="…")
+    with TlsReq(tls, server_name="service.example") as client:
+        client.connect("tcp://service.example:5555")
+        client.send_multipart([b"a", b"request"])
+        answer = client.recv_multipart(timeout=10)
 
-    with TlsRouter(server_context(...)) as router:
+    tls = server_context(certificate="server/server.crt", key="server/server.key",
+                         authority="server/ca.crt", revocations="server/crl.pem")
+    with TlsRouter(tls) as router:
         router.bind("tcp://*:5555")
-        peer, parts = router.recv_multipart()
-        router.send_multipart(peer, [b"hello", peer.client.encode()])
+        while True:
+            peer, parts = router.recv_multipart()
+            with contextlib.suppress(ConnectionLost):  # it may have left meanwhile
+                router.send_multipart(peer, [b"hello", peer.client.encode()])
 
 `ciphermq.zmq.asyncio` has the same for an event loop.
 """
 
-from ciphermq.net.zmq.contexts import client_context, server_context
 from ciphermq.net.zmq.plain import TlsDealer, TlsReq, TlsRouter
 from ciphermq.wire.tlszmq.dealer import Times
 from ciphermq.wire.tlszmq.parts import ALPN
 from ciphermq.wire.tlszmq.router import Bounds, Peer
+from ciphermq.zmq.contexts import client_context, server_context
 
 __all__ = [
     "ALPN",
