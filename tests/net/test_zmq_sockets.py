@@ -877,8 +877,9 @@ def test_a_context_for_the_other_end(certificates: Certificates) -> None:
 
 
 def test_a_server_that_was_away_hears_what_came_meanwhile(
-    certificates: Certificates, dealer
+    certificates: Certificates, dealer, monkeypatch
 ) -> None:
+    monkeypatch.setattr(limits, "ZMQ_TICK", 2 * SOON)  # its thread is kept from looking, too
     with TlsRouter(server(certificates), times=Times(idle=0.6)) as router:
         port = router.socket.bind_to_random_port("tcp://127.0.0.1")
         alice = dealer(f"tcp://127.0.0.1:{port}", times=Times(idle=1000.0))
@@ -889,6 +890,7 @@ def test_a_server_that_was_away_hears_what_came_meanwhile(
         alice.send(b"meanwhile")
         alice.flush()
         assert router.socket.poll(int(SOON * 1000))
+        monkeypatch.setattr(limits, "ZMQ_TICK", 0.25)
         assert router.recv(timeout=SOON)[1] == b"meanwhile"
         assert alice.sessions == router.sessions == 1
 
@@ -897,6 +899,7 @@ def test_a_server_that_was_away_hears_what_came_meanwhile(
 def test_what_came_is_not_waited_for(certificates: Certificates, dealer, monkeypatch, who) -> None:
     """A look at the clocks takes in what has come. With the window closed nothing comes after it,
     and to wait for more held both sides up, several times a second when they were busy."""
+    monkeypatch.setattr(limits, "ZMQ_TICK", 2 * SOON)
     with TlsRouter(server(certificates)) as router:
         port = router.socket.bind_to_random_port("tcp://127.0.0.1")
         alice = dealer(f"tcp://127.0.0.1:{port}")
@@ -921,6 +924,7 @@ def test_what_came_is_not_waited_for(certificates: Certificates, dealer, monkeyp
 
 
 def test_what_is_here_is_received_without_waiting(certificates, dealer, monkeypatch) -> None:
+    monkeypatch.setattr(limits, "ZMQ_TICK", 2 * SOON)  # the clocks are not due
     with TlsRouter(server(certificates)) as router:
         port = router.socket.bind_to_random_port("tcp://127.0.0.1")
         alice = dealer(f"tcp://127.0.0.1:{port}")
@@ -929,7 +933,6 @@ def test_what_is_here_is_received_without_waiting(certificates, dealer, monkeypa
         router.send(peer, b"hello")
         router.flush()
         assert alice.recv(timeout=SOON) == b"hello"
-        monkeypatch.setattr(limits, "ZMQ_TICK", 2 * SOON)  # the clocks are not due
         alice.send(b"there")
         alice.flush()
         assert router.socket.poll(int(SOON * 1000))
@@ -943,7 +946,10 @@ def test_what_is_here_is_received_without_waiting(certificates, dealer, monkeypa
                 sock.recv(timeout=0)
 
 
-def test_who_was_away_gets_what_came_meanwhile(certificates: Certificates, dealer) -> None:
+def test_who_was_away_gets_what_came_meanwhile(
+    certificates: Certificates, dealer, monkeypatch
+) -> None:
+    monkeypatch.setattr(limits, "ZMQ_TICK", 2 * SOON)  # her thread is kept from looking, too
     with TlsRouter(server(certificates)) as router:
         port = router.socket.bind_to_random_port("tcp://127.0.0.1")
         alice = dealer(f"tcp://127.0.0.1:{port}", times=Times(idle=0.4))
