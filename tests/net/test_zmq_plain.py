@@ -105,52 +105,35 @@ class Caller:
 # --- who only sends -------------------------------------------------------------------------------
 
 
-def test_what_follows_an_error_is_sent_with_what_waited(router, dealer) -> None:
+@pytest.mark.parametrize("more", [0, 20])
+def test_what_waited_when_a_session_ended_goes_in_the_next(router, dealer, more: int) -> None:
+    """With what follows it, and also when nothing does."""
     alice = dealer(bound(router))
     alice.send(b"hello")
     peer, _ = router.recv(timeout=SOON)
-    with pytest.raises(WaitTimeout):  # the window closes, and more waits than a socket may hold
-        for _ in range(200):
-            alice.send(bytes(limits.MIB // 2), timeout=0.1)
-    router.end(peer)
-    with pytest.raises(ConnectionLost):
-        alice.send(b"not sent", timeout=SOON)
-    heard: list[bytes] = []
-    stop = threading.Event()
-
-    def serve() -> None:
-        while not stop.is_set():
-            with contextlib.suppress(WaitTimeout):
-                heard.append(router.recv(timeout=0.05)[1])
-
-    serving = Caller(serve)
-    until(lambda: alice.sessions == 2, "no new session")
-    for number in range(20):
-        alice.send(b"after %d" % number, timeout=SOON)
-        time.sleep(0.01)
-    until(lambda: b"after 19" in heard, "what was sent last does not come")
-    assert [message for message in heard if message[:1] == b"a"] == [
-        b"after %d" % number for number in range(20)
-    ]
-    stop.set()
-    serving.join()
-
-
-def test_few_messages_after_an_error_are_sent_though_nothing_follows(router, dealer) -> None:
-    """The error is told by a call that sends nothing; what waits goes in the next session."""
-    alice = dealer(bound(router))
-    alice.send(b"hello")
-    peer, _ = router.recv(timeout=SOON)
-    while alice._machine.waiting.size < limits.MIB:
+    while alice._machine.waiting.size < limits.MIB:  # until the window is closed
         alice.send(bytes(limits.MIB // 2))
-    router.end(peer)
-    with pytest.raises(ConnectionLost):
-        while True:
-            alice.recv(timeout=SOON)
     waited = len(alice._machine.waiting.messages)
-    assert waited
-    for _ in range(waited):
-        router.recv(timeout=SOON)
+    router.end(peer)
+
+    def heard() -> bool:
+        alice.flush()
+        return alice._machine.error is not None
+
+    until(heard, "nothing is heard of the end")
+    time.sleep(0.2)  # her thread has seen it too, and that nothing can be sent
+    with pytest.raises(ConnectionLost, match="ended this session"):
+        alice.send(b"not sent")
+    sent = [b"%d" % number for number in range(more)]
+    for message in sent:
+        alice.send(message)
+        time.sleep(0.005)
+    found: list[bytes] = []
+    while len(found) < waited + more:
+        whose, message = router.recv(timeout=SOON)
+        if whose is not peer:
+            found.append(message)
+    assert found[waited:] == sent
 
 
 def test_who_only_sends_hears_that_its_session_has_gone(router, dealer) -> None:
