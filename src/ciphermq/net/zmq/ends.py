@@ -169,8 +169,9 @@ class DealerEnd(_End):
             machine.receive(prefix + frames, now)
         return most
 
-    def take_one(self) -> None:
-        """Wait for a message for as long as the socket's own time-out says, and take it in."""
+    def take_one(self) -> bool:
+        """Wait for a message for as long as the socket's own time-out says, and take it in; whether
+        one came."""
         try:
             frames = read(self.sock, 0)
         except zmq.ZMQError as error:
@@ -178,8 +179,9 @@ class DealerEnd(_End):
                 raise
             if error.errno == zmq.EFSM:
                 time.sleep(limits.ZMQ_TAIL_DELAY)
-            return
+            return False
         self.machine.receive(self._prefix + frames, time.monotonic())
+        return True
 
     def push(self) -> None:
         """Send what can be sent now."""
@@ -252,13 +254,15 @@ class RouterEnd(_End):
             machine.receive(frames, now)
         return most
 
-    def take_one(self) -> None:
-        """Wait for a message for as long as the socket's own time-out says, and take it in."""
+    def take_one(self) -> bool:
+        """Wait for a message for as long as the socket's own time-out says, and take it in; whether
+        one came."""
         try:
             frames = read(self.sock, 0)
         except zmq.Again:
-            return
+            return False
         self.machine.receive(frames, time.monotonic())
+        return True
 
     def push(self) -> None:
         """Send what can be sent now."""

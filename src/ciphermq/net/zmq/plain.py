@@ -2,9 +2,9 @@
 
 Small messages share a TLS write. One that comes after a pause goes out at once; those that follow
 wait until 64 KiB are together, for `flush`, for the next `recv`, or for a millisecond: a thread
-sees to that, which does nothing while the application sends or receives by itself.
+beside the socket (`kept`) sees to that, and to what comes while the application is busy.
 
-As ZeroMQ's own, a socket is for one thread at a time.
+As ZeroMQ's own, a socket is for one thread at a time; `close` alone is for any.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import contextlib
 import ssl
 import threading
 import time
+from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
@@ -20,63 +22,53 @@ from typing import Any, Final, Self
 import zmq
 
 from ciphermq import limits
-from ciphermq.errors import UsageError, WaitTimeout
+from ciphermq.errors import CipherMQError, ConnectionLost, WaitTimeout
 from ciphermq.net.zmq.ends import (
     DealerEnd,
     End,
     RouterEnd,
-    configure,
     guarded,
-    new_socket,
     size_buffer,
 )
 from ciphermq.net.zmq.faces import DealerFace, RouterFace, dealer_machine, socket_type
+from ciphermq.net.zmq.kept import Kept
 from ciphermq.pki.names import client_id_of
+from ciphermq.telemetry.logger import get_logger
 from ciphermq.wire.tlszmq.dealer import Times
 from ciphermq.wire.tlszmq.header import Buffer, Kind
 from ciphermq.wire.tlszmq.parts import Parts
 from ciphermq.wire.tlszmq.router import Bounds, OnEnd, Peer, RouterMachine
 
-_SLOWEST: Final = 0.05
-"""Seconds between looks of the thread at what can't be sent yet."""
+_log = get_logger("net.zmq")
 
 _RETRY: Final = 0.01
 """The same for whoever waits for something to come, which may be the answer to what can't be sent:
 ZeroMQ would not wake him when it can."""
 
 
-class _Plain:
+class _Plain(Kept):
     """What the three have in common."""
 
     def __init__(
         self, kind: int, context: zmq.Context[Any] | None, end: Callable[..., End]
     ) -> None:
-        self.socket = new_socket(kind, context)
-        """ZeroMQ's own, for its options, and to bind and connect."""
-        configure(self.socket)
-        self._end = end(self.socket)
-        self._lock = threading.Lock()
-        self._pushed = 0.0
-        self._pushes = 0
-        self._ticked = 0.0
         self._waits = -1
         self._answers = False
-        self._told = threading.Event()
-        self._dozes = False
-        """Whether the thread looks seldom: what waits could not be sent when it last looked."""
-        self._roused = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._closed = threading.Event()
+        super().__init__(kind, context, end)
 
     def bind(self, address: str) -> None:
         """As ZeroMQ's: ``tcp://127.0.0.1:5555``, ``ipc://…``, ``inproc://…``."""
-        size_buffer(self.socket, address)
-        self.socket.bind(address)
+        with self._lock:
+            self._check_open()
+            size_buffer(self.socket, address)
+            self.socket.bind(address)
 
     def connect(self, address: str) -> None:
         """As ZeroMQ's; whether anybody is there is seen later."""
-        size_buffer(self.socket, address)
-        self.socket.connect(address)
+        with self._lock:
+            self._check_open()
+            size_buffer(self.socket, address)
+            self.socket.connect(address)
 
     def flush(self) -> None:
         """Send what waits for others to share its TLS write."""
@@ -86,24 +78,16 @@ class _Plain:
     def close(self, timeout: float = limits.LINGER) -> None:
         """Send what waits, for so many seconds at most (a session may have to begin first, or a
         window to open), say good-bye, and close the socket; ZeroMQ goes on sending for as long as
-        its LINGER says. Idempotent."""
-        with self._lock:
-            if self._closed.is_set():
-                return
-            self._closed.set()
-            with contextlib.suppress(zmq.ZMQError):
-                deadline = time.monotonic() + timeout
-                self._push()
-                while self._end.pending() and self._step(deadline):
-                    self._push()
-            with contextlib.suppress(zmq.ZMQError):
-                self._push()
-                self._end.say_goodbye()
-            self.socket.close()
-        self._told.set()
-        self._roused.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        its LINGER says. What can't be sent is logged as a warning; nothing is raised, not even an
+        error that no call has told yet: that is for the end of a ``with``. Idempotent.
+
+        Another thread may call it, to stop the one that uses the socket: whoever waits in it gets
+        `UsageError` ("this socket is closed") within a quarter of a second.
+        """
+        self._shut(timeout)
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
 
     def __enter__(self) -> Self:
         return self
@@ -114,14 +98,46 @@ class _Plain:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Close the socket. Where nothing else has been raised, a client then raises the error that
+        has ended its session and that no call has told yet: what was sent last may be lost. Who
+        does not want to hear of it calls `close` before."""
         self.close()
+        if error is None:
+            self._raise_error()
+
+    # --- of each kind -------------------------------------------------------------------------
+
+    @abstractmethod
+    def _raise_error(self) -> None:
+        """Raise what has ended the session, once."""
+
+    @abstractmethod
+    def _forget_all(self) -> tuple[int, str]:
+        """The socket closes: nothing can be received any more. How many messages were not sent (at
+        least), and why."""
 
     # --- with the lock held -------------------------------------------------------------------
 
-    def _push(self) -> None:
-        self._end.push()
-        self._pushes += 1
-        self._pushed = time.monotonic()
+    def _shut(self, timeout: float) -> None:
+        self._closed.set()  # whoever waits with the lock sees it, and leaves
+        with self._lock:
+            if self.socket.closed:
+                return
+            with contextlib.suppress(zmq.ZMQError):
+                deadline = time.monotonic() + timeout
+                self._push()
+                while self._end.pending() and self._step(deadline):
+                    self._push()
+            with contextlib.suppress(zmq.ZMQError):
+                self._push()
+            unsent, why = self._forget_all()
+            with contextlib.suppress(zmq.ZMQError):
+                self._end.say_goodbye()
+            self.socket.close()
+        self._told.set()
+        self._roused.set()
+        if unsent:
+            _log.warning("a socket was closed before all was sent", messages=unsent, reason=why)
 
     def _push_on(self) -> None:
         """Send what can be sent; the thread sees to the rest."""
@@ -147,33 +163,29 @@ class _Plain:
             self._dozes = False
             self._roused.set()
 
-    def _check_open(self) -> None:
-        if self._closed.is_set():
-            raise UsageError("this socket is closed")
-
-    def _tell(self) -> None:
-        """Have the thread send what waits, if nobody else does in a moment."""
-        self._told.set()
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._push_tails, name="ciphermq zmq", daemon=True
-            )
-            self._thread.start()
+    def _wait(self, over: Callable[[], bool], timeout: float | None, late: str) -> None:
+        """Send and take in until it is `over`; `WaitTimeout`, with `late`, after `timeout`
+        seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        in_time = True
+        while not over():
+            if not in_time:
+                raise WaitTimeout(late)
+            self._push()
+            in_time = self._step(deadline)
+            self._check_open()
 
     def _step(self, deadline: float | None) -> bool:
         """Look at the clocks, then wait a little for what may come. Whoever calls has looked
         whether he must wait at all, and has sent what can be sent. False at the end: what came in
         time has been taken in, and he looks once more."""
+        if self._thread is None:  # there will be sessions, and the application may turn its back
+            self._start_thread()
         now = time.monotonic()
-        if now - self._ticked >= limits.ZMQ_TICK:
-            self._ticked = now
-            # While the application did something else, nobody looked: what came counts as heard.
-            came = self._end.catch_up()
-            self._end.tick()
-            self._push()
-            if came:  # it may be all that is to come, and what the caller waits for
-                self._answers = True
-                return True
+        # What came may be all that is to come, and what the caller waits for.
+        if now - self._ticked >= limits.ZMQ_TICK and self._look(now):
+            self._answers = True
+            return True
         wait = _RETRY if self._end.stuck() else limits.ZMQ_TICK
         if deadline is not None:
             if now >= deadline:
@@ -183,44 +195,11 @@ class _Plain:
         milliseconds = max(1, int(wait * 1000))
         if self._waits != milliseconds:
             self._waits = self.socket.rcvtimeo = milliseconds
-        self._end.take_one()
+        if not self._end.take_one():
+            self._let_others()
         # What is sent now is probably an answer, for which somebody waits.
         self._answers = True
         return True
-
-    # --- the thread ---------------------------------------------------------------------------
-
-    def _push_tails(self) -> None:
-        # A context that was terminated ends the thread; the application's next call says so.
-        with contextlib.suppress(zmq.ZMQError):
-            while not self._closed.is_set():
-                self._told.wait()
-                self._push_tail()
-
-    def _push_tail(self) -> None:
-        """Wait a moment; then, unless the application has sent it meanwhile, send what waits."""
-        delay = limits.ZMQ_TAIL_DELAY
-        while not self._closed.is_set():
-            seen = self._pushes
-            if self._roused.wait(delay):
-                self._roused.clear()
-                delay = limits.ZMQ_TAIL_DELAY
-            with self._lock:
-                if self._closed.is_set():
-                    return
-                if self._pushes != seen and self._end.pending():
-                    delay = limits.ZMQ_TAIL_DELAY
-                    continue
-                self._push()
-                if self._end.pending():
-                    # What comes may be what lets us send: the window bounds how much it is.
-                    self._end.take_in()
-                    self._push()
-                self._dozes = self._end.pending()
-                if not self._dozes:
-                    self._told.clear()
-                    return
-                delay = min(2 * delay, _SLOWEST)
 
 
 class TlsDealer(DealerFace, _Plain):
@@ -229,6 +208,9 @@ class TlsDealer(DealerFace, _Plain):
     Errors end a session and are raised once, by the next call: `TlsFailed`, `ConnectionLost`,
     `ProtocolNotOffered`. The call after that begins a new session; what was under way in the old
     one may be lost, as ZeroMQ's messages may.
+
+    A thread beside the application hears that a session has ended, keeps one alive, and tries again
+    what got no answer: do not poll or read `socket`, which it uses too.
     """
 
     _KIND = Kind.DATA
@@ -284,8 +266,12 @@ class TlsDealer(DealerFace, _Plain):
 
     def recv_multipart(self, *, timeout: float | None = None) -> Parts:
         """The next message's parts; `WaitTimeout` after `timeout` seconds."""
-        if self._inbox:
-            return self._inbox.popleft()
+        inbox = self._inbox
+        if inbox:
+            try:
+                return inbox.popleft()
+            except IndexError:  # another thread has had it, or has closed the socket
+                pass
         return self._wait_for_message(timeout)
 
     def recv(self, *, timeout: float | None = None) -> bytes:
@@ -293,37 +279,53 @@ class TlsDealer(DealerFace, _Plain):
         parts = self.recv_multipart(timeout=timeout)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    # --- with the lock held -------------------------------------------------------------------
+
     def _wait_for_room(self, timeout: float | None) -> None:
         machine = self._machine
-        deadline = None if timeout is None else time.monotonic() + timeout
-        in_time = True
-        machine.raise_error()
+        self._check_open()
+        self._raise_error()
         self._push_on()
-        while machine.full:
-            if not in_time:
-                raise WaitTimeout(
-                    f"the server at {machine.where} did not take what was sent in time"
-                )
-            in_time = self._step(deadline)
-            machine.raise_error()
-            self._push()
+        late = f"the server at {machine.where} did not take what was sent in time"
+        self._wait(self._has_room, timeout, late)
         self._full = False
 
+    def _has_room(self) -> bool:
+        self._raise_error()
+        return not self._machine.full
+
     def _wait_for_message(self, timeout: float | None) -> Parts:
-        machine, inbox = self._machine, self._inbox
-        deadline = None if timeout is None else time.monotonic() + timeout
-        in_time = True
         with self._lock:
             self._check_open()
-            machine.open()
-            while not inbox:
-                machine.raise_error()
-                if not in_time:
-                    raise WaitTimeout(f"nothing came from the server at {machine.where} in time")
-                machine.take()
-                self._push()
-                in_time = self._step(deadline)
-            return inbox.popleft()
+            self._machine.open()
+            late = f"nothing came from the server at {self._machine.where} in time"
+            self._wait(self._has_come, timeout, late)
+            return self._inbox.popleft()
+
+    def _has_come(self) -> bool:
+        if self._inbox:
+            return True
+        self._raise_error()
+        self._machine.take()
+        return False
+
+    def _keeps_up(self) -> bool:
+        return len(self._inbox) < limits.ZMQ_INBOX
+
+    def _raise_error(self) -> None:
+        try:
+            self._machine.raise_error()
+        except CipherMQError:
+            # What waits goes in the next session, though this call has nothing more to do with it.
+            if not self._closed.is_set() and self._end.pending():
+                self._tell()
+            raise
+
+    def _forget_all(self) -> tuple[int, str]:
+        self._inbox.clear()
+        self._full = True  # the next `send` looks why, and finds the socket closed
+        unsent = len(self._machine.waiting.messages) or int(self._end.pending())
+        return unsent, str(self._machine.error or "the server did not take it in time")
 
 
 class TlsReq(TlsDealer):
@@ -337,6 +339,11 @@ class TlsRouter(RouterFace, _Plain):
     """A ROUTER for any number of clients, each known by its certificate.
 
     A session that fails ends by itself: `on_end` is told, the others go on.
+
+    While the application works on what it has received, a thread beside it takes in what comes
+    meanwhile, answers clients that ask whether anybody is there, and lets others begin sessions,
+    for as long as no more than 65,536 messages (`limits.ZMQ_INBOX`) wait to be received. So do not
+    poll or read `socket`, which it uses too.
     """
 
     def __init__(
@@ -352,7 +359,8 @@ class TlsRouter(RouterFace, _Plain):
         """`tls`: see `server_context`. ``bare=True`` lets clients of the published example in too:
         REQ sockets that send TLS bytes behind an empty frame, and nothing else. `on_end` is called
         with the `Peer`, if it was known yet, and the error, or None when it ended in order;
-        it must return at once, raise nothing, and leave the router alone."""
+        it must return at once, raise nothing, and leave the router alone; the thread may be who
+        calls it."""
         self._machine = RouterMachine(
             tls,
             identify=client_id_of,
@@ -362,7 +370,8 @@ class TlsRouter(RouterFace, _Plain):
             bounds=bounds,
         )
         super().__init__(zmq.ROUTER, context, lambda sock: RouterEnd(sock, self._machine))
-        self._inbox = self._machine.inbox
+        self._inbox: deque[tuple[Peer, Parts]] = deque()
+        """What the application is given next; what comes meanwhile is in the machine's."""
 
     @property
     def peers(self) -> list[Peer]:
@@ -398,7 +407,11 @@ class TlsRouter(RouterFace, _Plain):
         with self._lock:
             if peer.full:
                 self._wait_for_room(peer, timeout)
-            size = self._machine.send(peer, parts)
+            try:
+                size = self._machine.send(peer, parts)
+            except ConnectionLost:
+                self._check_open()
+                raise
             if size >= limits.ZMQ_COALESCE:
                 self._push_on()
             elif not (self._answers and self._inbox):  # else there are more answers to come
@@ -412,8 +425,12 @@ class TlsRouter(RouterFace, _Plain):
 
     def recv_multipart(self, *, timeout: float | None = None) -> tuple[Peer, Parts]:
         """The next message: whose, and its parts; `WaitTimeout` after `timeout` seconds."""
-        if self._inbox:
-            return self._inbox.popleft()
+        inbox = self._inbox
+        if inbox:
+            try:
+                return inbox.popleft()
+            except IndexError:  # another thread has had it, or has closed the socket
+                pass
         return self._wait_for_message(timeout)
 
     def recv(self, *, timeout: float | None = None) -> tuple[Peer, bytes]:
@@ -421,26 +438,39 @@ class TlsRouter(RouterFace, _Plain):
         peer, parts = self.recv_multipart(timeout=timeout)
         return peer, parts[0] if len(parts) == 1 else b"".join(parts)
 
+    # --- with the lock held -------------------------------------------------------------------
+
     def _wait_for_room(self, peer: Peer, timeout: float | None) -> None:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        in_time = True
         self._push_on()
-        while peer.full:
-            if not in_time:
-                raise WaitTimeout(f"{peer!r} did not take what was sent in time")
-            in_time = self._step(deadline)
-            self._push()
+        self._wait(lambda: not peer.full, timeout, f"{peer!r} did not take what was sent in time")
 
     def _wait_for_message(self, timeout: float | None) -> tuple[Peer, Parts]:
-        machine, inbox = self._machine, self._inbox
-        deadline = None if timeout is None else time.monotonic() + timeout
-        in_time = True
         with self._lock:
             self._check_open()
-            while not inbox:
-                if not in_time:
-                    raise WaitTimeout("nothing came from any client in time")
+            # The application has had all it was given. What the thread took in meanwhile counts
+            # as had too: else a client would wait for its window until no other sends anything. So
+            # two windows of a client may be here.
+            self._machine.take()
+            self._wait(self._has_come, timeout, "nothing came from any client in time")
+            return self._inbox.popleft()
+
+    def _has_come(self) -> bool:
+        machine = self._machine
+        if not self._inbox:
+            self._inbox, machine.inbox = machine.inbox, self._inbox
+            if not self._inbox:
                 machine.take()
-                self._push()
-                in_time = self._step(deadline)
-            return inbox.popleft()
+        return bool(self._inbox)
+
+    def _keeps_up(self) -> bool:
+        return len(self._machine.inbox) < limits.ZMQ_INBOX
+
+    def _raise_error(self) -> None:
+        """Nothing: those of sessions are for `on_end`."""
+
+    def _forget_all(self) -> tuple[int, str]:
+        self._inbox.clear()
+        self._machine.inbox.clear()
+        found = (peer.speaker for peer in self._machine.peers)
+        unsent = sum(len(speaker.waiting.messages) for speaker in found if speaker is not None)
+        return unsent or int(self._end.pending()), "clients did not take it in time"
