@@ -117,11 +117,12 @@ async def connected(
 ) -> AsyncIterator[Client]:
     """A connection to the broker as `identity`, closed when the block ends.
 
-    A broker that is away is waited for `wait` seconds, which is said on standard error.
+    A broker that is away is waited for `wait` seconds, one that goes away later without end;
+    both are said on standard error.
     """
-    from ciphermq.cli import tokens
+    from ciphermq.cli import news
 
-    with tokens.news():
+    with news.shown():
         client = await _connect(access, identity, wait)
         try:
             yield client
@@ -133,6 +134,7 @@ async def connected(
 
 async def _connect(access: Access, identity: Identity, wait: float) -> Client:
     import ciphermq
+    from ciphermq.cli.news import say
     from ciphermq.client.reconnect import is_away
     from ciphermq.errors import CipherMQError
 
@@ -149,5 +151,7 @@ async def _connect(access: Access, identity: Identity, wait: float) -> Client:
         if not wait or not is_away(error):
             raise
         most = "" if math.isinf(wait) else f", {wait:g} s at most"
-        print(f"ciphermq: waiting for the broker{most}: {error}", file=sys.stderr)
-    return await connect(wait=wait)
+        say(f"waiting for the broker{most}: {error}")
+    client = await connect(wait=wait)
+    say("the broker is reached")
+    return client
