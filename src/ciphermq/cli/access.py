@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 import typer
 
 from ciphermq import limits
-from ciphermq.cli.common import HomeOption, IdentityOption, PassphraseFileOption, UrlOption
+from ciphermq.cli.common import (
+    AdministratorOption,
+    HomeOption,
+    IdentityOption,
+    PassphraseFileOption,
+    UrlOption,
+)
 from ciphermq.cli.tokens import PinFileOption
 
 if TYPE_CHECKING:
@@ -65,11 +71,14 @@ def _access(
     return Access(identity, url, home, passphrase_file, timeout, pin_file)
 
 
-def with_access(command: Callable[..., None]) -> Callable[..., None]:
+def with_access(
+    command: Callable[..., None], *, identity: Any = IdentityOption
+) -> Callable[..., None]:
     """`command`, whose first parameter is an `Access`, with the options that make one."""
     signature = inspect.signature(command, eval_str=True)
     own = list(signature.parameters.values())[1:]
-    options = inspect.signature(_access, eval_str=True).parameters
+    options = dict(inspect.signature(_access, eval_str=True).parameters)
+    options["identity"] = options["identity"].replace(annotation=identity)
 
     @functools.wraps(command)
     def wrapper(**given: Any) -> None:
@@ -81,6 +90,11 @@ def with_access(command: Callable[..., None]) -> Callable[..., None]:
         parameters=[*(each.replace(kind=keyword) for each in own), *options.values()]
     )
     return wrapper
+
+
+def with_administration(command: Callable[..., None]) -> Callable[..., None]:
+    """`with_access`, for a command that is the administrator's by default."""
+    return with_access(command, identity=AdministratorOption)
 
 
 def load_identity(access: Access, *, administers: bool = False) -> Identity:

@@ -11,6 +11,7 @@ import typer
 
 from ciphermq.cli import moving, passphrases, tokens
 from ciphermq.cli.common import HomeOption, JsonOption, home_directory
+from ciphermq.cli.completing import identities
 from ciphermq.cli.enrolment import (
     NameArgument,
     NoPassphraseOption,
@@ -135,7 +136,13 @@ def list_(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 def show(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Name or directory.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="Name or directory.",
+            autocompletion=identities,
+            show_default=False,
+        ),
     ] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
