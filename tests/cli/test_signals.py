@@ -135,9 +135,10 @@ def test_commands_that_start_before_the_broker_wait_for_it(
             assert command.popen.stderr.readline() == said
         server = Process("server", words, log=tmp_path / "log", environment=address)
         out, err = sender.popen.communicate(b"hello\n", timeout=30)
-        assert (json.loads(out)["confirmed"], err) == (1, b"")
+        reached = b"ciphermq: the broker is reached\n"
+        assert (json.loads(out)["confirmed"], err) == (1, reached)
         assert receiver.line() == b"hello\n"
-        assert receiver.end() == (0, b"", b"")
+        assert receiver.end() == (0, b"", reached)
         assert server.stop() == 0
     finally:
         server.kill()
