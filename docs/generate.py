@@ -114,7 +114,9 @@ def command_page() -> str:
     """Every command with its arguments and options; those that many share, only once."""
     commands = list(_commands(typer.main.get_command(app), None))
     shared = Counter(record for _, _, records in commands for record in records)
-    common = [record for record, count in shared.items() if count > 8]
+    # Of an option with two defaults the more common one; the other stands at its commands.
+    dearest = {record[0]: record for record, count in shared.most_common()[::-1] if count > 8}
+    common = [record for record in shared if record in dearest.values()]
     page = [f"# The command line\n\n{NOTICE}{_statuses()}\n## Options that many commands have\n"]
     page += _rows(common)
     for usage, text, records in commands:

@@ -57,7 +57,26 @@ def test_one_of_1x(one_x: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "It is a configuration of CipherMQ 1.x" in said
     assert run(["config", "check", "--config", str(one_x), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found == {"good": True, "config": str(one_x), "one_x": True}
+    assert found == {
+        "good": True,
+        "config": str(one_x),
+        "address": "127.0.0.1:5672",
+        "zmq_address": None,
+        "one_x": True,
+    }
+
+
+def test_one_that_listens_over_zeromq_too(
+    deployment: Deployment, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIPHERMQ_SERVER__ADDRESS", "127.0.0.1:7443")
+    monkeypatch.setenv("CIPHERMQ_SERVER__ZMQ_ADDRESS", "[::1]:7444")
+    words = ["config", "check", "--home", str(deployment.home)]
+    assert run(words) == 0
+    said = capsys.readouterr().out
+    assert said.endswith(" is good: 127.0.0.1:7443 and zmq+tls://[::1]:7444, catalog in sqlite\n")
+    assert run([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["zmq_address"] == "zmq+tls://[::1]:7444"
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,30 @@ def test_help_needs_nothing_heavy() -> None:
     assert "Usage" in ended.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["queues", "list"], True),
+        (["exchanges", "declare"], True),
+        (["bind"], True),
+        (["dead", "redrive"], True),
+        (["status"], True),
+        (["trace"], True),
+        (["send"], False),
+        (["receive"], False),
+        (["keys", "trust"], False),
+    ],
+)
+def test_who_administers_is_told_of_its_default(words: list[str], told: bool) -> None:
+    command = typer.main.get_command(app)
+    for word in words:
+        command = getattr(command, "commands", {})[word]
+    (identity,) = [each for each in command.params if each.name == "identity"]
+    said = getattr(identity, "help", "")
+    assert ("`admin`" in said) is told
+    assert "the only one there is" in said
+
+
 def test_every_command_and_option_has_help() -> None:
     def walk(command: typer.core.TyperCommand, path: str) -> None:
         assert command.help, path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,11 @@ import pytest
 
 from ciphermq.cli.main import run
 from ciphermq.client.identity import Identity
-from ciphermq.pki import pem
+from ciphermq.pki import names, pem
 from ciphermq.pki.authority import Authority, AuthorityDirectory
 from ciphermq.pki.revocation import RevocationList
 from cli.stored import run_json
-from support.deployment import Deployment, make_deployment
+from support.deployment import Deployment, make_deployment, now_ms
 
 Capture = pytest.CaptureFixture[str]
 
@@ -49,7 +51,7 @@ def test_a_client_is_revoked_everywhere_here(deployment: Deployment, capsys: Cap
     ] * 2
     assert (done["revocation_list"]["number"], done["revocation_list"]["revoked"]) == (2, 2)
     newest = AuthorityDirectory(deployment.ca_dir).revocation_list()
-    assert {f"{serial:x}" for serial in newest.serials} == {
+    assert {names.spell_serial(serial) for serial in newest.serials} == {
         row["serial"] for row in done["revoked"]
     }
     directories = [deployment.server_dir, *map(deployment.identity, ("admin", "alice", "bob"))]
@@ -61,7 +63,7 @@ def test_a_client_is_revoked_everywhere_here(deployment: Deployment, capsys: Cap
 def test_it_says_what_it_did_and_what_comes_next(deployment: Deployment, capsys: Capture) -> None:
     serial = Identity.load(deployment.identity("alice")).certificate.serial_number
     out, err = said(capsys, 0, "ca", "revoke", "alice")
-    assert f"Revoked: alice, serial {serial:x}, valid until 20" in out
+    assert f"Revoked: alice, serial {names.spell_serial(serial)}, valid until 20" in out
     assert "Issued revocation list 2, until 20" in out
     assert f"installed in {deployment.server_dir}\n" in out
     assert f"another machine needs {deployment.ca_dir / 'crl.pem'}" in out
@@ -110,16 +112,17 @@ def test_one_certificate_by_serial_or_file_leaves_the_others(
     older = Identity.load(deployment.identity("alice")).certificate.serial_number
     assert run(["identity", "renew", "alice"]) == 0
     newer = Identity.load(deployment.identity("alice")).certificate.serial_number
-    _, err = said(capsys, 0, "ca", "revoke", f"{older:x}", "--reason", "superseded")
-    assert f"alice still has a certificate that counts: {newer:x}" in err
+    _, err = said(capsys, 0, "ca", "revoke", names.spell_serial(older), "--reason", "superseded")
+    assert f"alice still has a certificate that counts: {names.spell_serial(newer)}" in err
     rows = {row["serial"]: row for row in run_json(capsys, "ca", "list", "alice")[1]}
-    assert (rows[f"{older:x}"]["status"], rows[f"{older:x}"]["reason"]) == ("revoked", "superseded")
-    assert rows[f"{newer:x}"]["status"] == "valid"
+    revoked = rows[names.spell_serial(older)]
+    assert (revoked["status"], revoked["reason"]) == ("revoked", "superseded")
+    assert rows[names.spell_serial(newer)]["status"] == "valid"
     file = deployment.identity("alice") / "cert.pem"
     _, err = said(capsys, 0, "ca", "revoke", str(file))
     assert err == ""
     rows = {row["serial"]: row for row in run_json(capsys, "ca", "list", "alice")[1]}
-    assert rows[f"{newer:x}"]["status"] == "revoked"
+    assert rows[names.spell_serial(newer)]["status"] == "revoked"
 
 
 def test_the_broker_s_own_and_the_administrator_s(deployment: Deployment, capsys: Capture) -> None:
@@ -131,7 +134,7 @@ def test_the_broker_s_own_and_the_administrator_s(deployment: Deployment, capsys
 
 def test_the_list_of_what_was_issued(deployment: Deployment, capsys: Capture) -> None:
     assert run(["ca", "revoke", "bob", "--reason", "keyCompromise"]) == 0
-    assert run(["ca", "revoke", "deadbeef", "--unknown"]) == 0
+    assert run(["ca", "revoke", "eadbeef", "--unknown"]) == 0
     status, rows = run_json(capsys, "ca", "list")
     assert status == 0
     assert [(row["name"], row["use"], row["status"], row["reason"]) for row in rows] == [
@@ -141,12 +144,55 @@ def test_the_list_of_what_was_issued(deployment: Deployment, capsys: Capture) ->
         ("bob", "client", "revoked", "keyCompromise"),
         (None, None, "revoked", None),
     ]
-    assert rows[4]["serial"] == "deadbeef"
+    assert rows[4]["serial"] == "0eadbeef"
     out, _ = said(capsys, 0, "ca", "list")
     assert "(keyCompromise)" in out
     assert rows[0]["serial"] in out
     out, _ = said(capsys, 0, "ca", "list", "alice")
     assert len(out.splitlines()) == 2
+
+
+def statuses(capsys: Capture) -> dict[str, str]:
+    return {entry["name"]: entry["status"] for entry in run_json(capsys, "identity", "list")[1]}
+
+
+def test_an_identity_says_that_it_is_revoked(deployment: Deployment, capsys: Capture) -> None:
+    assert run(["ca", "revoke", "alice"]) == 0
+    assert statuses(capsys) == {"admin": "ok", "alice": "revoked", "bob": "ok"}
+    out, err = said(capsys, 0, "identity", "show", "alice")
+    assert re.search(r"^status +revoked$", out, re.MULTILINE)
+    assert "has been revoked, says revocation list 2: it needs a new key" in err
+    status, shown = run_json(capsys, "identity", "show", "alice")
+    assert (status, shown["status"]) == (0, "revoked")
+    assert "`ciphermq identity renew alice --new-key`" in shown["warnings"][0]
+    assert run(["identity", "renew", "alice", "--new-key"]) == 0
+    assert statuses(capsys)["alice"] == "ok"
+
+
+def test_only_a_list_of_the_identity_s_own_authority_revokes_it(
+    deployment: Deployment, capsys: Capture, tmp_path: Path
+) -> None:
+    serial = Identity.load(deployment.identity("alice")).certificate.serial_number
+    stranger = make_deployment(tmp_path / "other", [])
+    stranger.authority.issue_crl(now_ms=now_ms(), revoke=[serial])
+    file = deployment.identity("alice") / "crl.pem"
+    own = file.read_bytes()
+    file.write_bytes((stranger.ca_dir / "crl.pem").read_bytes())
+    assert statuses(capsys)["alice"] == "see warnings"
+    # What counts is what lies there, whatever else the authority has issued since.
+    assert run(["ca", "revoke", "alice"]) == 0
+    assert statuses(capsys)["alice"] == "revoked"
+    file.write_bytes(own)
+    assert statuses(capsys)["alice"] == "ok"
+
+
+def test_one_that_lives_elsewhere_is_judged_by_the_authority(
+    deployment: Deployment, capsys: Capture
+) -> None:
+    shutil.rmtree(deployment.identity("alice"))
+    assert statuses(capsys)["alice"] == "elsewhere"
+    assert run(["ca", "revoke", "alice"]) == 0
+    assert statuses(capsys)["alice"] == "revoked"
 
 
 def test_who_was_revoked_is_not_renewed_by_mistake(deployment: Deployment, capsys: Capture) -> None:

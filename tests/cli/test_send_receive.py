@@ -8,9 +8,11 @@ import re
 import socket
 import sqlite3
 import stat
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -426,6 +428,32 @@ def test_a_pipe_s_line_goes_when_it_is_written(broker: Broker, fifo: Path, capsy
     capsys.readouterr()
     assert receive() == 0
     assert capsys.readouterr().out == "first\nhalf\nlast\n"
+
+
+@pytest.mark.usefixtures("broker")
+def test_a_pipe_s_lines_go_in_bulk(fifo: Path, capsys: Capture) -> None:
+    """Counted and not timed: to send each line by itself takes 30 calls for a line."""
+    count, calls = 20_000, 0
+
+    def write(descriptor: int) -> None:
+        os.write(descriptor, b"a line\n" * count)
+
+    writer = written_to(fifo, write)
+
+    def called(_frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    former = sys.getprofile()
+    sys.setprofile(called)
+    try:
+        status = send("bob", fifo)
+    finally:
+        sys.setprofile(former)
+    writer.join()
+    assert status == 0
+    assert f"{count} messages confirmed" in capsys.readouterr().out
+    assert calls < 10 * count
 
 
 @pytest.mark.usefixtures("broker")

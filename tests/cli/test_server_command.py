@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -94,6 +95,17 @@ def test_ready_as_json_on_any_port_and_ctrl_c(deployment: Deployment, servers: S
     assert ready["address"] == f"127.0.0.1:{ready['port']}"
     os.kill(server.pid, signal.SIGINT)
     assert server.wait() == 0
+
+
+def test_it_says_where_it_listens_over_zeromq(deployment: Deployment, servers: Servers) -> None:
+    zmq = {"CIPHERMQ_SERVER__ZMQ_ADDRESS": "127.0.0.1:0", "CIPHERMQ_LOGGING__CONSOLE": "false"}
+    server = servers.start(deployment.config, **zmq)
+    server.wait_for(r"ciphermq ready on 127\.0\.0\.1:\d+ and zmq\+tls://127\.0\.0\.1:[1-9]\d*\n")
+    assert server.stop() == 0
+    server = servers.start(deployment.config, "--json", **zmq)
+    ready = json.loads(server.wait_for(r'\{.*"ready".*\}')[0])
+    assert re.fullmatch(r"zmq\+tls://127\.0\.0\.1:[1-9]\d*", ready["zmq_address"])
+    assert server.stop() == 0
 
 
 def test_it_finds_its_configuration_in_the_deployment(

@@ -135,9 +135,10 @@ def test_commands_that_start_before_the_broker_wait_for_it(
             assert command.popen.stderr.readline() == said
         server = Process("server", words, log=tmp_path / "log", environment=address)
         out, err = sender.popen.communicate(b"hello\n", timeout=30)
-        assert (json.loads(out)["confirmed"], err) == (1, b"")
+        reached = b"ciphermq: the broker is reached\n"
+        assert (json.loads(out)["confirmed"], err) == (1, reached)
         assert receiver.line() == b"hello\n"
-        assert receiver.end() == (0, b"", b"")
+        assert receiver.end() == (0, b"", reached)
         assert server.stop() == 0
     finally:
         server.kill()
@@ -228,14 +229,34 @@ def test_a_broker_that_is_backed_up_while_it_runs_comes_back(
         server.kill()
 
 
-def test_completion_knows_the_commands() -> None:
+def completed(line: str) -> list[str]:
+    """What bash is offered at the end of this line."""
     environment = {
         **os.environ,
         "_CIPHERMQ_COMPLETE": "complete_bash",
-        "COMP_WORDS": "ciphermq re",
-        "COMP_CWORD": "1",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(line.count(" ")),
     }
     ended = subprocess.run(
         [sys.executable, "-m", "ciphermq"], capture_output=True, text=True, env=environment
     )
-    assert ended.stdout.split() == ["receive", "receiver", "restore"]
+    assert ended.stderr == ""
+    return ended.stdout.split()
+
+
+def test_completion_knows_the_commands() -> None:
+    assert completed("ciphermq re") == ["receive", "receiver", "restore"]
+
+
+def test_completion_knows_the_identities(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    everybody = ["admin", "alice", "bob"]
+    assert completed("ciphermq receive -i ") == everybody
+    assert completed("ciphermq queues list --identity a") == ["admin", "alice"]
+    assert (
+        completed("ciphermq identity show ") == completed("ciphermq identity renew ") == everybody
+    )
+    monkeypatch.setenv("CIPHERMQ_HOME", str(tmp_path / "nowhere"))
+    assert completed("ciphermq receive -i ") == []
+    assert completed(f"ciphermq receive --home {deployment.home} -i b") == ["bob"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from weakref import WeakSet
 
@@ -202,6 +203,87 @@ async def test_the_first_failure_ends_it(alice: Client, bob: Client) -> None:
     with pytest.raises(Unroutable, match="nowhere"):
         await alice.sender("bob", queue="nowhere").send_many(source())
     assert taken < 20_000
+
+
+# --- many, as somebody writes them ----------------------------------------------------------------
+
+
+async def test_what_has_come_goes_while_its_source_waits(
+    broker: Broker, alice: Client, bob: Client
+) -> None:
+    async def source() -> AsyncIterator[list[bytes | OutgoingMessage]]:
+        for sent in range(3):
+            yield [b"%d" % sent]
+            await broker.until(lambda broker, sent=sent: broker.counter("publishes") == sent + 1)
+
+    assert await alice.sender("bob").send_chunks(source(), prompt=True) == 3
+    assert await received(bob, 3) == [b"0", b"1", b"2"]
+
+
+async def test_what_comes_while_a_batch_is_under_way_goes_together(
+    broker: Broker, bob: Client, join: Join
+) -> None:
+    async with Chopper(broker.port) as road:
+        alice = await join("alice", road.url)
+        await alice.sender("bob").send(b"fetches the keys")
+
+        async def source() -> AsyncIterator[list[bytes | OutgoingMessage]]:
+            road.answers = False
+            yield [b"first"]
+            await broker.until(lambda broker: broker.counter("publishes") == 2)
+            for number in range(2500):
+                yield [b"%d" % number]
+            road.cut()
+            road.answers = True
+
+        assert await alice.sender("bob").send_chunks(source(), prompt=True) == 2501
+    async with bob.receiver(limit=2502, timeout=10) as messages:
+        found = [
+            (ids.parse_message_id(message.id)[0], message.payload) async for message in messages
+        ]
+    sent = [b"fetches the keys", b"first", *(b"%d" % number for number in range(2500))]
+    assert [payload for _, payload in found] == sent
+    sizes = list(Counter(batch_id for batch_id, _ in found).values())
+    assert sizes == [1, 1, 1024, 1024, 452]
+
+
+async def test_a_refusal_is_raised_while_the_source_waits(alice: Client, bob: Client) -> None:
+    closed = False
+
+    async def source() -> AsyncIterator[list[bytes | OutgoingMessage]]:
+        nonlocal closed
+        try:
+            yield [b"x"]
+            await asyncio.Event().wait()
+        finally:
+            closed = True
+
+    with pytest.raises(Unroutable, match="nowhere"):
+        await alice.sender("bob", queue="nowhere").send_chunks(source(), prompt=True)
+    assert closed
+
+
+async def test_what_came_before_the_source_failed_is_sent(
+    broker: Broker, bob: Client, join: Join
+) -> None:
+    async with Chopper(broker.port) as road:
+        alice = await join("alice", road.url)
+        await alice.sender("bob").send(b"fetches the keys")
+
+        async def source() -> AsyncIterator[list[bytes | OutgoingMessage]]:
+            road.answers = False
+            yield [b"under way"]
+            await broker.until(lambda broker: broker.counter("publishes") == 2)
+            yield [b"held back for it"]
+            road.cut()
+            road.answers = True
+            raise OSError("the disk is gone")
+
+        told: list[int] = []
+        with pytest.raises(OSError, match="the disk is gone"):
+            await alice.sender("bob").send_chunks(source(), progress=told.append, prompt=True)
+    assert told[-1] == 2
+    assert await received(bob, 3) == [b"fetches the keys", b"under way", b"held back for it"]
 
 
 # --- what can't be sent -------------------------------------------------------------------------

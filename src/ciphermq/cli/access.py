@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 import typer
 
 from ciphermq import limits
-from ciphermq.cli.common import HomeOption, IdentityOption, PassphraseFileOption, UrlOption
+from ciphermq.cli.common import (
+    AdministratorOption,
+    HomeOption,
+    IdentityOption,
+    PassphraseFileOption,
+    UrlOption,
+)
 from ciphermq.cli.tokens import PinFileOption
 
 if TYPE_CHECKING:
@@ -65,11 +71,14 @@ def _access(
     return Access(identity, url, home, passphrase_file, timeout, pin_file)
 
 
-def with_access(command: Callable[..., None]) -> Callable[..., None]:
+def with_access(
+    command: Callable[..., None], *, identity: Any = IdentityOption
+) -> Callable[..., None]:
     """`command`, whose first parameter is an `Access`, with the options that make one."""
     signature = inspect.signature(command, eval_str=True)
     own = list(signature.parameters.values())[1:]
-    options = inspect.signature(_access, eval_str=True).parameters
+    options = dict(inspect.signature(_access, eval_str=True).parameters)
+    options["identity"] = options["identity"].replace(annotation=identity)
 
     @functools.wraps(command)
     def wrapper(**given: Any) -> None:
@@ -81,6 +90,11 @@ def with_access(command: Callable[..., None]) -> Callable[..., None]:
         parameters=[*(each.replace(kind=keyword) for each in own), *options.values()]
     )
     return wrapper
+
+
+def with_administration(command: Callable[..., None]) -> Callable[..., None]:
+    """`with_access`, for a command that is the administrator's by default."""
+    return with_access(command, identity=AdministratorOption)
 
 
 def load_identity(access: Access, *, administers: bool = False) -> Identity:
@@ -117,11 +131,12 @@ async def connected(
 ) -> AsyncIterator[Client]:
     """A connection to the broker as `identity`, closed when the block ends.
 
-    A broker that is away is waited for `wait` seconds, which is said on standard error.
+    A broker that is away is waited for `wait` seconds, one that goes away later without end;
+    both are said on standard error.
     """
-    from ciphermq.cli import tokens
+    from ciphermq.cli import news
 
-    with tokens.news():
+    with news.shown():
         client = await _connect(access, identity, wait)
         try:
             yield client
@@ -133,6 +148,7 @@ async def connected(
 
 async def _connect(access: Access, identity: Identity, wait: float) -> Client:
     import ciphermq
+    from ciphermq.cli.news import say
     from ciphermq.client.reconnect import is_away
     from ciphermq.errors import CipherMQError
 
@@ -149,5 +165,7 @@ async def _connect(access: Access, identity: Identity, wait: float) -> Client:
         if not wait or not is_away(error):
             raise
         most = "" if math.isinf(wait) else f", {wait:g} s at most"
-        print(f"ciphermq: waiting for the broker{most}: {error}", file=sys.stderr)
-    return await connect(wait=wait)
+        say(f"waiting for the broker{most}: {error}")
+    client = await connect(wait=wait)
+    say("the broker is reached")
+    return client

@@ -124,7 +124,7 @@ def sign(
             {
                 "name": found,
                 "file": str(file),
-                "serial": f"{certificate.serial_number:x}",
+                "serial": names.spell_serial(certificate.serial_number),
                 "not_after": view.spell(end),
                 "certificate_key": digest.hex(),
             }

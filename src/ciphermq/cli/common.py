@@ -10,6 +10,8 @@ from typing import Annotated, Any, Final, TypeVar
 import typer
 import typer.core
 
+from ciphermq.cli.completing import identities
+
 T = TypeVar("T")
 
 HOME_VARIABLE: Final = "CIPHERMQ_HOME"
@@ -32,6 +34,19 @@ IdentityOption = Annotated[
         "-i",
         envvar="CIPHERMQ_IDENTITY",
         help="Who to be: an identity's directory or name. Default: the only one there is.",
+        autocompletion=identities,
+        show_default=False,
+    ),
+]
+AdministratorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--identity",
+        "-i",
+        envvar="CIPHERMQ_IDENTITY",
+        help="Who to be: an identity's directory or name. Default: the deployment's `admin`, where "
+        "that is here, else the only one there is.",
+        autocompletion=identities,
         show_default=False,
     ),
 ]

@@ -29,6 +29,7 @@ def check(
     from ciphermq.cli.common import home_directory
     from ciphermq.cli.output import print_json
     from ciphermq.cli.serving import check_dates
+    from ciphermq.net.address import ZMQ_SCHEME
     from ciphermq.settings import check_files, load_server_settings
 
     path = config if config is not None else home_directory(home) / "server" / "config.toml"
@@ -36,10 +37,14 @@ def check(
     check_files(settings, path)
     check_dates(settings)
     catalog = configured_catalog(settings).stats()["kind"]
+    zmq = settings.server.zmq_address
+    over_zmq = f"{ZMQ_SCHEME}://{zmq}" if zmq is not None else None
     if as_json:
-        print_json({"good": True, "config": str(path), "one_x": settings.one_x.enabled})
+        facts = {"address": str(settings.server.address), "zmq_address": over_zmq}
+        print_json({"good": True, "config": str(path), **facts, "one_x": settings.one_x.enabled})
         return
-    typer.echo(f"{path} is good: {settings.server.address}, catalog in {catalog}")
+    where = " and ".join(filter(None, (str(settings.server.address), over_zmq)))
+    typer.echo(f"{path} is good: {where}, catalog in {catalog}")
     if settings.server.connection_type is not None:
         typer.echo(
             "It is a configuration of CipherMQ 1.x, so its clients are served, with TLS 1.2 where "

@@ -12,13 +12,17 @@ import typer
 
 from ciphermq.cli import passphrases
 from ciphermq.cli.common import HOME_VARIABLE
+from ciphermq.cli.completing import identities
 
 if TYPE_CHECKING:
     from ciphermq.cli.deployment import Deployment
     from ciphermq.model.suites import Suite
     from ciphermq.pki.authority import Authority
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The identity's name.")]
+NameArgument = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="The identity's name.", autocompletion=identities),
+]
 NoPassphraseOption = Annotated[
     bool,
     typer.Option("--no-passphrase", help="Don't ask: the file permissions alone protect the keys."),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ciphermq.cli.access import Access, with_access
+from ciphermq.cli.access import Access, with_administration
 from ciphermq.cli.common import DefaultsToList, JsonOption
 
 group = typer.Typer(cls=DefaultsToList)
@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
 
 
 @group.command("list")
-@with_access
+@with_administration
 def list_exchanges(access: Access, as_json: JsonOption = False) -> None:
     """List exchanges. This is what `exchanges` alone does."""
     from ciphermq.cli.asking import list_rows
@@ -58,7 +58,7 @@ def list_exchanges(access: Access, as_json: JsonOption = False) -> None:
 
 
 @group.command()
-@with_access
+@with_administration
 def bindings(access: Access, as_json: JsonOption = False) -> None:
     """List which exchange leads to which queue."""
     from ciphermq.cli.asking import list_rows
@@ -75,7 +75,7 @@ def bindings(access: Access, as_json: JsonOption = False) -> None:
 
 
 @group.command()
-@with_access
+@with_administration
 def declare(
     access: Access,
     exchange: ExchangeArgument,
@@ -94,7 +94,7 @@ def declare(
 
 
 @group.command()
-@with_access
+@with_administration
 def delete(
     access: Access,
     exchange: ExchangeArgument,
@@ -112,7 +112,7 @@ def delete(
     report(f"exchange {exchange!r} is deleted", {"exchange": exchange}, as_json=as_json)
 
 
-@with_access
+@with_administration
 def bind(
     access: Access,
     exchange: ExchangeArgument,
@@ -130,7 +130,7 @@ def bind(
     report(f"{exchange!r} leads to {queue!r} for the key {key!r}", binding, as_json=as_json)
 
 
-@with_access
+@with_administration
 def unbind(
     access: Access,
     exchange: ExchangeArgument,

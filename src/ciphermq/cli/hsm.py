@@ -14,6 +14,7 @@ from ciphermq.cli.common import (
     PassphraseFileOption,
     home_directory,
 )
+from ciphermq.cli.completing import identities
 from ciphermq.cli.enrolment import NoPassphraseOption, check_new
 from ciphermq.cli.output import print_json, print_table
 from ciphermq.cli.tokens import (
@@ -43,6 +44,7 @@ _IdentityOption = Annotated[
         "--identity",
         "-i",
         help="An identity's directory or name, in place of a file.",
+        autocompletion=identities,
         show_default=False,
     ),
 ]

@@ -11,6 +11,7 @@ import typer
 
 from ciphermq.cli import moving, passphrases, tokens
 from ciphermq.cli.common import HomeOption, JsonOption, home_directory
+from ciphermq.cli.completing import identities
 from ciphermq.cli.enrolment import (
     NameArgument,
     NoPassphraseOption,
@@ -135,7 +136,13 @@ def list_(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 def show(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Name or directory.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="Name or directory.",
+            autocompletion=identities,
+            show_default=False,
+        ),
     ] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -186,6 +193,7 @@ def renew(
     from ciphermq.cli.deployment import Deployment
     from ciphermq.client import enrol, layout, view
     from ciphermq.errors import UsageError
+    from ciphermq.pki import names
 
     deployment = Deployment(home_directory(home))
     path = deployment.identity(name)
@@ -217,7 +225,7 @@ def renew(
     end = certificate.not_valid_after_utc
     if as_json:
         result = {"name": name, "not_after": view.spell(end), "file": out and str(out)}
-        print_json({**result, "serial": f"{certificate.serial_number:x}"})
+        print_json({**result, "serial": names.spell_serial(certificate.serial_number)})
         return
     print(f"Renewed {name} until {end:%Y-%m-%d}.")
     if out is not None:
@@ -244,19 +252,25 @@ def _elsewhere(deployment: Deployment, here: set[str]) -> list[dict[str, Any]]:
     """Clients that the authority certified and that live on other machines."""
     from ciphermq.client import view
     from ciphermq.errors import AuthorityError
+    from ciphermq.pki import revoking
 
     try:
-        issued = deployment.authority().issued()
+        certified = revoking.standing(deployment.authority())
     except AuthorityError:
         return []
-    newest = {item.name: item for item in issued if item.is_client and item.name not in here}
+    newest = {
+        each.issued.name: each
+        for each in certified
+        if each.issued is not None and each.issued.is_client and each.issued.name not in here
+    }
     now = now_ms()
     return [
         {
             "name": name,
-            "status": "elsewhere" if item.not_after_ms > now else "expired",
-            "not_after": view.spell(item.certificate.not_valid_after_utc),
+            "status": "elsewhere" if (state := each.state(now)) == "valid" else state,
+            "not_after": view.spell(each.issued.certificate.not_valid_after_utc),
             "directory": None,
         }
-        for name, item in sorted(newest.items())
+        for name, each in sorted(newest.items())
+        if each.issued is not None
     ]

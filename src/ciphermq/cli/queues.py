@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ciphermq.cli.access import Access, with_access
+from ciphermq.cli.access import Access, with_administration
 from ciphermq.cli.common import DefaultsToList, JsonOption, YesOption
 
 group = typer.Typer(cls=DefaultsToList)
@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 @group.command("list")
-@with_access
+@with_administration
 def list_queues(
     access: Access,
     prefix: Annotated[str, typer.Argument(help="Only names that begin with it.")] = "",
@@ -61,7 +61,7 @@ def _kind(name: str, *, inbox: bool) -> str:
 
 
 @group.command()
-@with_access
+@with_administration
 def declare(
     access: Access,
     queue: QueueArgument,
@@ -129,7 +129,7 @@ def _milliseconds(seconds: float | None) -> int | None:
 
 
 @group.command()
-@with_access
+@with_administration
 def delete(
     access: Access,
     queue: QueueArgument,

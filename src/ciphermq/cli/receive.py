@@ -99,7 +99,10 @@ def receive(
 
     Without --inbox a message can come twice after a crash. What can't be opened as genuine goes
     to the dead letters, with the reason. A broker that is away is waited for, without end or as
-    long as --idle-timeout says.
+    long as --idle-timeout says; why is said on standard error, once until that changes.
+
+    A certificate that is revoked or has expired is an error at the start. While this runs, it is
+    said and tried again: once the identity's directory has a new one, messages come again.
     """
     from ciphermq.cli.access import load_identity
     from ciphermq.cli.common import run

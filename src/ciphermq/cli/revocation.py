@@ -247,7 +247,7 @@ def _warn(deployment: Deployment, targets: list[Target], at: str) -> None:
     for name in sorted(named):
         others = [each for each in left if each.issued and each.issued.name == name]
         if others:
-            numbers = ", ".join(f"{each.serial:x}" for each in others)
+            numbers = ", ".join(names.spell_serial(each.serial) for each in others)
             said.append(f"{name} still has a certificate that counts: {numbers}")
     if ADMINISTRATOR in named and not any(
         each.issued and each.issued.name == ADMINISTRATOR for each in left
@@ -262,12 +262,14 @@ def _warn(deployment: Deployment, targets: list[Target], at: str) -> None:
 
 def _facts(serial: int, issued: Issued | None) -> dict[str, Any]:
     from ciphermq.client import view
+    from ciphermq.pki import names
 
+    spelt = names.spell_serial(serial)
     if issued is None:
-        return {"name": None, "use": None, "serial": f"{serial:x}", "not_after": None}
+        return {"name": None, "use": None, "serial": spelt, "not_after": None}
     use = "connects" if issued.only_connects else "client" if issued.is_client else "server"
     end = view.spell(issued.certificate.not_valid_after_utc)
-    return {"name": issued.name, "use": use, "serial": f"{serial:x}", "not_after": end}
+    return {"name": issued.name, "use": use, "serial": spelt, "not_after": end}
 
 
 def _described(each: Standing) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """How ``ciphermq send`` sends: at once, or through an Outbox that remembers.
 
 At once there are two ways. A regular file goes in bulk, since all of it is there. What comes from
-a pipe goes as it comes: a line that somebody just wrote must not wait for a thousand more.
+a pipe goes as it comes, all that one read of it brought together: a line that somebody just wrote
+must not wait for a thousand more.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ciphermq.cli.inputs import Input
     from ciphermq.cli.send import Plan
     from ciphermq.client import Client, Outbox, Sender
+    from ciphermq.client.many import Chunk
     from ciphermq.client.relay import Relay
 
 _BACKLOG: Final = 64 * limits.MIB
@@ -70,34 +72,15 @@ class Sending:
         self.total = self.confirmed
 
     async def _as_it_comes(self, sender: Sender) -> None:
-        plan, lines = self._plan, Lines(self._source)
-        failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        await sender.send_chunks(
+            self._as_written(Lines(self._source)), progress=self._confirmed_so_far, prompt=True
+        )
+        self.total = self.confirmed
 
-        def landed(answer: asyncio.Future[str]) -> None:
-            if answer.cancelled():
-                return
-            error = answer.exception()
-            if error is None:
-                self._confirmed_so_far(self.confirmed + 1)
-            elif not failed.done():
-                failed.set_result(error)
-
-        while not failed.done():
-            reading = asyncio.ensure_future(self._source.reading(lambda: self._next(lines)))
-            # Whoever waits for input must hear of a refusal before the next line is typed.
-            await asyncio.wait((reading, failed), return_when=asyncio.FIRST_COMPLETED)
-            if not reading.done() or not (found := reading.result()):
-                reading.cancel()
-                break
-            for line in found:
-                answer = await sender.post(
-                    line, headers=plan.headers, content_type=plan.content_type
-                )
-                answer.add_done_callback(landed)
-        await sender.flush()
-        self.total = lines.count
-        if failed.done():
-            raise failed.result()
+    async def _as_written(self, lines: Lines) -> AsyncIterator[Chunk]:
+        """What each read of a pipe brought."""
+        while found := await self._source.reading(lambda: self._next(lines)):
+            yield list(self._dressed(found)) if self._plan.dressed else list(found)
 
     async def through(self, outbox: Outbox, client: Client) -> None:
         """Add what is new of the input to `outbox`, and send all that is in there.

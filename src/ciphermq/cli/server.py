@@ -28,7 +28,8 @@ def register(app: typer.Typer) -> None:
 def server(
     config: ConfigOption = None, home: HomeOption = None, as_json: JsonOption = False
 ) -> None:
-    """Run a broker. Prints one line when it is ready; SIGTERM or Ctrl-C ends it in order.
+    """Run a broker. Prints one line when it is ready, and its log to standard error; SIGTERM or
+    Ctrl-C ends it in order.
 
     Certificates and revocation lists that are replaced are taken over within seconds, on SIGHUP at
     once.

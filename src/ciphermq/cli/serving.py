@@ -13,7 +13,7 @@ from ciphermq.broker import BrokerLimits
 from ciphermq.catalog.configured import configured_catalog
 from ciphermq.cli.output import print_json
 from ciphermq.engines.embedded import EmbeddedEngine, EmbeddedOptions, StoreOptions
-from ciphermq.net.address import HostPort, spell
+from ciphermq.net.address import ZMQ_SCHEME, HostPort, spell
 from ciphermq.server import trust
 from ciphermq.server.server import Server
 from ciphermq.settings import ServerSettings
@@ -35,7 +35,7 @@ async def serve(settings: ServerSettings, logs: Logging, *, as_json: bool) -> No
     broker = assemble(settings, logs)
 
     def ready(where: HostPort) -> None:
-        _say_ready(where, as_json=as_json)
+        _say_ready(where, broker.zmq_where, as_json=as_json)
 
     try:
         await broker.run(ready=ready, stop=stop)
@@ -82,10 +82,13 @@ def _asked_to_stop(stop: asyncio.Event) -> None:
     stop.set()
 
 
-def _say_ready(where: HostPort, *, as_json: bool) -> None:
+def _say_ready(where: HostPort, zmq: HostPort | None, *, as_json: bool) -> None:
+    over_zmq = zmq and f"{ZMQ_SCHEME}://{spell(zmq)}"
     if as_json:
-        print_json({"ready": True, "address": spell(where), "port": where[1], "pid": os.getpid()})
+        facts = {"ready": True, "address": spell(where), "port": where[1]}
+        print_json({**facts, "zmq_address": over_zmq, "pid": os.getpid()})
     else:
+        too = f" and {over_zmq}" if over_zmq else ""
         # In one write: a log line on the same terminal or file must not come into the middle of it.
-        sys.stdout.write(f"ciphermq ready on {spell(where)}\n")
+        sys.stdout.write(f"ciphermq ready on {spell(where)}{too}\n")
         sys.stdout.flush()

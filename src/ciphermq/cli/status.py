@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ciphermq.cli.access import Access, with_access
+from ciphermq.cli.access import Access, with_administration
 from ciphermq.cli.common import JsonOption
 
 
@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
     app.command()(trace)
 
 
-@with_access
+@with_administration
 def status(
     access: Access,
     connections: Annotated[
@@ -69,7 +69,7 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     print_table([column.replace("_", " ") for column in columns], [[*row.values()] for row in rows])
 
 
-@with_access
+@with_administration
 def trace(
     access: Access,
     message: Annotated[

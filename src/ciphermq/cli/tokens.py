@@ -4,11 +4,8 @@ read."""
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -230,34 +227,6 @@ def plan(
         signing=signing_key is not None,
         signing_id=signing_id,
     )
-
-
-class _News(logging.Handler):
-    """Shows a record on standard error as the command's own words."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """One line."""
-        from ciphermq.cli.output import printable
-        from ciphermq.telemetry.logger import RECORD_FIELDS
-
-        event, fields = getattr(record, RECORD_FIELDS)
-        reason = f": {fields['reason']}" if "reason" in fields else ""
-        print(printable(f"ciphermq: {event}{reason}"), file=sys.stderr, flush=True)
-
-
-@contextmanager
-def news() -> Iterator[None]:
-    """In the block, who sits at the terminal is told when a token is waited for, and when it is
-    back: nothing else would show why nothing comes."""
-    logger, handler = logging.getLogger("ciphermq.client.token"), _News()
-    former = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(former)
 
 
 def say_what_is_kept(plan: TokenPlan | None) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ciphermq import limits
-from ciphermq.cli.access import Access, with_access
+from ciphermq.cli.access import Access, with_administration
 from ciphermq.cli.common import DefaultsToList, JsonOption, YesOption
 
 dead = typer.Typer(cls=DefaultsToList)
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(dead, name="dead", help="Dead letters: look at them, put them back.")
 
 
-@with_access
+@with_administration
 def purge(
     access: Access, queue: QueueArgument, yes: YesOption = False, as_json: JsonOption = False
 ) -> None:
@@ -38,7 +38,7 @@ def purge(
     report(said, {"queue": queue, "messages": removed}, as_json=as_json)
 
 
-@with_access
+@with_administration
 def peek(
     access: Access,
     queue: QueueArgument,
@@ -58,7 +58,7 @@ def peek(
 
 
 @dead.command("list")
-@with_access
+@with_administration
 def list_dead(
     access: Access,
     queue: Annotated[
@@ -101,7 +101,7 @@ def list_dead(
 
 
 @dead.command()
-@with_access
+@with_administration
 def redrive(
     access: Access,
     queue: QueueArgument,

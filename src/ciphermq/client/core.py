@@ -17,6 +17,7 @@ from ciphermq.errors import (
     NotFound,
     ReceiverFault,
     Refused,
+    TlsFailed,
     TokenAway,
     WaitTimeout,
 )
@@ -113,14 +114,19 @@ class Core:
     # --- connecting -----------------------------------------------------------------------------
 
     async def _open(self, line: Line) -> Session:
-        session = await open_session(
-            line.url,
-            lambda: asyncio.to_thread(self._newest_context),
-            line,
-            server_name=self.identity.server_name,
-            options=self._link,
-            request_timeout=self.patience.request,
-        )
+        try:
+            session = await open_session(
+                line.url,
+                lambda: asyncio.to_thread(self._newest_context),
+                line,
+                server_name=self.identity.server_name,
+                options=self._link,
+                request_timeout=self.patience.request,
+            )
+        except TlsFailed:
+            # Where our own files say why, they also say what to do.
+            await asyncio.to_thread(self.identity.check, now_ms())
+            raise
         try:
             self._look_at(session)
             if session.hello.crl_number > self.identity.verifier.crl_number:

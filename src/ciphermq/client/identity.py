@@ -198,10 +198,7 @@ class Identity:
         try:
             self.verifier.check_signer(self.signer.chain, now_ms, now_ms)
         except SenderRevoked as error:
-            raise CertificateError(
-                f"{error}: it needs a new key, with `ciphermq identity renew {self.name} "
-                "--new-key` where the authority is, or an identity made anew"
-            ) from error
+            raise CertificateError(f"{error}: {layout.ANOTHER_KEY.format(self.name)}") from error
         except UntrustedSender as error:
             raise CertificateError(f"{error}: {self._renewal}") from error
         except RevocationListStale:

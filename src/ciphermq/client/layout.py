@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,12 +31,19 @@ from ciphermq import limits
 from ciphermq.custody import disk
 from ciphermq.custody.pkcs11.address import Address
 from ciphermq.custody.pkcs11.pin import PROMPT, check_source
-from ciphermq.errors import ConfigError, IdentityError, IdentityNotFound, RevocationListStale
+from ciphermq.errors import (
+    CertificateError,
+    ConfigError,
+    IdentityError,
+    IdentityNotFound,
+    RevocationListStale,
+)
 from ciphermq.model import ids
 from ciphermq.model.onex import Dialect, PayloadCipher, SessionSeal
 from ciphermq.model.suites import DEFAULT_SUITE, Suite
 from ciphermq.pki import dates, names, pem
 from ciphermq.pki.revocation import RevocationList
+from ciphermq.pki.verify import ChainVerifier
 
 SETTINGS: Final = "identity.toml"
 CERTIFICATE: Final = "cert.pem"
@@ -51,6 +59,11 @@ ONEX: Final = "one_x"
 TRUST: Final = "trust.json"
 REQUEST: Final = "request.pem"
 PURPOSE: Final = "CipherMQ identity key"
+ANOTHER_KEY: Final = (
+    "it needs a new key, with `ciphermq identity renew {} --new-key` where the authority is, or an "
+    "identity made anew"
+)
+"""What to do about a certificate that is revoked."""
 LOCK: Final = ".lock"
 
 FILES: Final = "files"
@@ -271,6 +284,24 @@ def write_revocation_lists(directory: Path, new: RevocationList) -> None:
     ]
     text = b"".join(pem.block("X509 CRL", der) for der in [*others, new.der])
     disk.write_file(directory / REVOCATION_LIST, text, mode=disk.PUBLIC, replace=True)
+
+
+def revocation(directory: Path) -> CertificateError | None:
+    """That a certificate of its own has been revoked, says a list in ``crl.pem``; None: none has.
+
+    A list that no authority of this identity has signed says nothing.
+    """
+    verifier = ChainVerifier(read_authorities(directory))
+    for der in read_revocation_lists(directory):
+        with suppress(RevocationListStale):
+            verifier.use_crl(der)
+    try:
+        for name in (CERTIFICATE, TLS_CERTIFICATE):
+            if (directory / name).exists():
+                verifier.check_not_revoked(read_certificate(directory, name))
+    except CertificateError as error:
+        return error
+    return None
 
 
 def warnings(directory: Path, now_ms: int) -> list[str]:

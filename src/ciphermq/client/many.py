@@ -2,12 +2,17 @@
 
 Nothing is made or awaited for a single message: they are cut into batches by their sizes, and only
 batches are waited for.
+
+Of messages that are all there already, a batch goes when it is full. Of those that come as somebody
+writes them (`prompt`), what has come goes at once while nothing is under way, and otherwise as soon
+as that is confirmed: nobody's line waits for a thousand more, and a flood still fills its batches.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from contextlib import aclosing
 from itertools import islice
 
 from ciphermq.client.cutting import TOGETHER, Cutter
@@ -39,7 +44,9 @@ class Many:
         timeout: float,
         batch_bytes: int,
         progress: Progress | None,
+        prompt: bool = False,
     ) -> None:
+        """`prompt`: a message waits for others only while there are batches under way."""
         self._lane = lane
         self._sealer = sealer
         self._route = route
@@ -47,6 +54,7 @@ class Many:
         self._timeout = timeout
         self._batch_bytes = batch_bytes
         self._progress = progress
+        self._prompt = prompt
         self._confirmed = 0
         self._out: set[_Flight] = set()
         self._landed = asyncio.Event()
@@ -54,11 +62,13 @@ class Many:
 
     async def send(self, chunks: AsyncIterable[Chunk]) -> int:
         """Send what comes in `chunks`; see `Sender.send_many`."""
+        cut = self._bodies_promptly if self._prompt else self._bodies
         try:
-            async for body in self._bodies(chunks):
-                await self._launch(body)
-                if self._error is not None:
-                    break
+            async with aclosing(cut(chunks)) as bodies:
+                async for body in bodies:
+                    await self._launch(body)
+                    if self._error is not None:
+                        break
             await self._all_landed()
         except Exception:
             # `messages` itself failed, or one can't be sent: what was sent before still counts.
@@ -100,13 +110,51 @@ class Many:
         if self._progress is not None:
             self._progress(self._confirmed)
 
-    async def _bodies(self, chunks: AsyncIterable[Chunk]) -> AsyncIterator[Body]:
+    async def _bodies(self, chunks: AsyncIterable[Chunk]) -> AsyncGenerator[Body]:
         cutter = Cutter(self._batch_bytes)
         async for chunk in chunks:
             for body in cutter.feed(chunk):
                 yield body
         for body in cutter.rest():
             yield body
+
+    async def _bodies_promptly(self, chunks: AsyncIterable[Chunk]) -> AsyncGenerator[Body]:
+        cutter, source = Cutter(self._batch_bytes), aiter(chunks)
+        coming = asyncio.ensure_future(_next_of(source))
+        try:
+            # Who waits for the next line must hear of a refusal before it is written.
+            while self._error is None:
+                self._landed.clear()
+                if not self._lane.out:
+                    for body in cutter.rest():
+                        yield body
+                await self._until_landed_or(coming)
+                if not coming.done():
+                    continue
+                try:
+                    chunk = coming.result()
+                except Exception:
+                    for body in cutter.rest():  # what came before it can still be sent
+                        yield body
+                    raise
+                if chunk is None:
+                    break
+                coming = asyncio.ensure_future(_next_of(source))
+                for body in cutter.feed(chunk):
+                    yield body
+            for body in cutter.rest():
+                yield body
+        finally:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+
+    async def _until_landed_or(self, coming: asyncio.Future[Chunk | None]) -> None:
+        """Wait until a batch is under way no more, or `coming` is done."""
+        landed = asyncio.ensure_future(self._landed.wait())
+        try:
+            await asyncio.wait((coming, landed), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            landed.cancel()
 
 
 class _Flight:
@@ -140,6 +188,11 @@ class _Flight:
         size = "1 message" if self.count == 1 else f"{self.count} messages"
         said = f"a batch of {size} was not confirmed within {timeout:g} s"
         self.abandon(self._lane.gave_up(said, self._parcel))
+
+
+async def _next_of(source: AsyncIterator[Chunk]) -> Chunk | None:
+    """The next of `source`; None at its end."""
+    return await anext(source, None)
 
 
 async def chunks_of(messages: Messages) -> AsyncIterator[Chunk]:

@@ -28,6 +28,8 @@ from ciphermq.errors import (
 from ciphermq.telemetry import get_logger
 
 _log = get_logger("client")
+_news = get_logger("client.connection")
+"""What a person who waits should be told."""
 
 Open = Callable[["Line"], Awaitable[Session]]
 
@@ -180,7 +182,7 @@ class Line:
             self._fail_waiting(error)
 
     async def _open_patiently(self) -> Session:
-        told = False
+        told = ""
         while True:
             await asyncio.sleep(self._backoff.next() if self._backoff.attempts else 0.0)
             try:
@@ -189,12 +191,16 @@ class Line:
                 self._last_error = error
                 if not self._backoff.attempts:
                     self._backoff.next()
-                tell = _log.info if told else _log.warning  # once: it can take hours
-                tell("the broker can't be reached; trying on", url=self.url, error=str(error))
-                told = True
+                reason = str(error)
+                if reason != told:  # once for each: it can take hours
+                    event = (
+                        "waiting for the broker" if is_away(error) else "no connection, trying on"
+                    )
+                    _news.warning(event, url=self.url, reason=reason)
+                    told = reason
             else:
                 if told:
-                    _log.warning("the broker is reached again", url=self.url)
+                    _news.warning("the broker is reached again", url=self.url)
                 return session
 
     def _adopt(self, session: Session) -> None:

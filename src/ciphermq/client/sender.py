@@ -173,8 +173,13 @@ class Sender:
         *,
         ttl: float | None = None,
         progress: Progress | None = None,
+        prompt: bool = False,
     ) -> int:
-        """`send_many` for messages that come some together."""
+        """`send_many` for messages that come some together.
+
+        `prompt`: they come as somebody writes them. None is held back for others then, but while
+        batches are under way, as with `send`.
+        """
         self._check_open()
         many = Many(
             self._lane,
@@ -184,6 +189,7 @@ class Sender:
             timeout=self._timeout,
             batch_bytes=self._batch_bytes,
             progress=progress,
+            prompt=prompt,
         )
         return await many.send(chunks)
 

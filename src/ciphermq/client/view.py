@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ciphermq.client import layout, ownkeys
 from ciphermq.client.layout import IdentitySettings
 from ciphermq.model import keyrecord
-from ciphermq.pki import dates
+from ciphermq.pki import dates, names
 from ciphermq.pki.verify import key_sha256
 
 
@@ -50,7 +50,7 @@ def describe(path: Path, now_ms: int) -> dict[str, Any]:
     key = certificate.public_key()
     if isinstance(key, ec.EllipticCurvePublicKey):
         about["certificate_key_sha256"] = key_sha256(key).hex()
-    about["serial"] = f"{certificate.serial_number:x}"
+    about["serial"] = names.spell_serial(certificate.serial_number)
     about["not_before"] = spell(certificate.not_valid_before_utc)
     about["not_after"] = spell(certificate.not_valid_after_utc)
     about["warnings"] = layout.warnings(path, now_ms)
@@ -58,6 +58,9 @@ def describe(path: Path, now_ms: int) -> dict[str, Any]:
         about["status"] = "see warnings"
     if dates.to_ms(certificate.not_valid_after_utc) <= now_ms:
         about["status"] = "expired"
+    if (found := layout.revocation(path)) is not None:
+        about["status"] = "revoked"
+        about["warnings"].insert(0, f"{found}: {layout.ANOTHER_KEY.format(settings.name)}")
     return about
 
 

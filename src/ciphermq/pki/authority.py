@@ -242,7 +242,8 @@ class Authority(AuthorityDirectory):
             if last and last.certificate.public_key() != public_key and not replace:
                 raise AuthorityError(
                     f"{name!r} has a certificate with another key (serial "
-                    f"{last.certificate.serial_number:x}, until {dates.spell(last.not_after_ms)}). "
+                    f"{names.spell_serial(last.certificate.serial_number)}, until "
+                    f"{dates.spell(last.not_after_ms)}). "
                     "If that key is lost and this is its owner asking, repeat the command with "
                     "--replace"
                 )

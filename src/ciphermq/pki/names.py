@@ -46,6 +46,12 @@ def load(der: bytes) -> x509.Certificate:
         raise CertificateError(f"not a certificate: {error}") from error
 
 
+def spell_serial(serial: int) -> str:
+    """A serial number as ``openssl x509`` spells it, but for its capitals: in whole bytes."""
+    digits = f"{serial:x}"
+    return digits if len(digits) % 2 == 0 else f"0{digits}"
+
+
 def check_issuable(name: str) -> str:
     """`name`, if a certificate and a directory may be made for it; else `UsageError`."""
     ids.check_client_id(name)

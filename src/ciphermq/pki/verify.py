@@ -136,8 +136,8 @@ class ChainVerifier:
                 and _issued_by(certificate, issuer)
             ):
                 raise CertificateError(
-                    f"the certificate (serial {serial:x}) has been revoked, says revocation list "
-                    f"{crl.number}"
+                    f"the certificate (serial {names.spell_serial(serial)}) has been revoked, says "
+                    f"revocation list {crl.number}"
                 )
 
     def check_issued_here(self, certificate: x509.Certificate) -> None:
@@ -193,7 +193,8 @@ class ChainVerifier:
         crl.check_current(now_ms)
         if info.serial in crl.serials:
             raise SenderRevoked(
-                f"the certificate of {info.client_id!r} (serial {info.serial:x}) is revoked"
+                f"the certificate of {info.client_id!r} (serial "
+                f"{names.spell_serial(info.serial)}) is revoked"
             )
         return info
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from ciphermq.errors import IdentityError, ReceiverFault
-from ciphermq.pki import dates, pem
+from ciphermq.pki import dates, names, pem
 from ciphermq.pki.revocation import RevocationList
 from ciphermq.pki.verify import ChainVerifier
 from ciphermq.server import trust
@@ -188,7 +188,7 @@ class TrustKeeper:
         _log.info(
             "new certificate files count from now on",
             valid_until=dates.spell(dates.to_ms(new.certificate.not_valid_after_utc)),
-            serial=f"{new.certificate.serial_number:x}",
+            serial=names.spell_serial(new.certificate.serial_number),
             authorities=len(new.verifier.authorities),
             revocation_list=new.verifier.crl_number,
         )

@@ -101,6 +101,8 @@ class Server:
             if address_zmq is not None
             else None
         )
+        self.zmq_where: HostPort | None = None
+        """Where it listens over ZeroMQ; None: it doesn't, or not yet."""
         self._failure: asyncio.Future[None] | None = None
         self._reminder: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -153,7 +155,8 @@ class Server:
 
     def _start_zmq(self) -> None:
         if self.zmq_listener is not None:
-            bound = address.spell(self.zmq_listener.start())
+            self.zmq_where = self.zmq_listener.start()
+            bound = address.spell(self.zmq_where)
             _log.info("listens over ZeroMQ too", address=f"{address.ZMQ_SCHEME}://{bound}")
 
     async def stop(self) -> None:

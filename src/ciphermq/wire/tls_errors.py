@@ -111,6 +111,8 @@ def _of_library(error: ssl.SSLError, peer: Role) -> str:
     alert = reason.partition("_ALERT_")[2]
     if alert:
         said = f"{who} {_ALERTS.get(alert, f'sent the alert {alert.lower()}')}"
+        if alert == "BAD_CERTIFICATE" and peer is Role.CLIENT:
+            said += ", or for another name than it connected to"  # which only clients check
         return said + where_to_look(peer) if alert in _UNEXPLAINED else said
     if reason in _NOT_TLS:
         return f"{who} doesn't speak TLS there: plain TCP, or another protocol"
