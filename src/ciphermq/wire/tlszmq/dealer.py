@@ -249,7 +249,7 @@ class DealerMachine:
             words, self._last_words = self._last_words, []
             yield from words
         current = self._current
-        stale = current is not None and self._stale(current, now)
+        stale = current is not None and self._stale(current, now) and bool(self.waiting.messages)
         if current is not None and stale and current.session.strict:
             self._forget(current)
             current = None
