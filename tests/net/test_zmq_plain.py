@@ -169,6 +169,17 @@ def test_who_only_sends_tries_a_lost_handshake_again(
         assert router.recv(timeout=SOON)[1] == bytes(size)
 
 
+def test_a_req_that_has_nothing_to_ask_begins_no_session(dealer) -> None:
+    """It would fail like the one before, and be told to whoever asks next."""
+    req = dealer(NOBODY, kind=TlsReq, times=Times(handshake=0.2))
+    req.send(b"question")
+    with pytest.raises(WaitTimeout, match="did not finish the handshake"):
+        req.recv(timeout=SOON)
+    begun = req.sessions
+    time.sleep(2 * limits.RECONNECT_FIRST + 4 * limits.ZMQ_TICK)
+    assert req.sessions == begun
+
+
 # --- servers at work ------------------------------------------------------------------------------
 
 

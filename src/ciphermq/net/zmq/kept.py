@@ -84,6 +84,10 @@ class Kept(ABC):
     def _keeps_up(self) -> bool:
         """Whether the application has not too many messages to receive already."""
 
+    def _rests(self) -> bool:
+        """Whether there is nothing to look after until the application calls."""
+        return False
+
     @abstractmethod
     def _shut(self, timeout: float) -> None:
         """Close the socket, within `timeout`. It takes the lock by itself."""
@@ -138,7 +142,7 @@ class Kept(ABC):
             return None
         if self._told.is_set():
             return self._push_tail()
-        if time.monotonic() - self._ticked >= limits.ZMQ_TICK:
+        if time.monotonic() - self._ticked >= limits.ZMQ_TICK and not self._rests():
             with self._lock:
                 if self._closed.is_set():
                     return None

@@ -334,6 +334,10 @@ class TlsReq(TlsDealer):
 
     _KIND = Kind.REQUEST
 
+    def _rests(self) -> bool:
+        # Between two requests nobody wants a session: that none can begin is told who asks next.
+        return not self._end.pending()
+
 
 class TlsRouter(RouterFace, _Plain):
     """A ROUTER for any number of clients, each known by its certificate.
