@@ -40,6 +40,18 @@ def bench(topic: str, messages: int, directory: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize("topic", [None, "zmq"])
+def test_help_says_what_is_measured_and_how_long_it_takes(topic: str | None) -> None:
+    words = [sys.executable, "-m", "bench", *([topic] if topic else []), "--help"]
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    options, _, about = said.stdout.partition("--directory")
+    assert "`" not in options
+    for name, word in [("zmq", "CurveZMQ"), ("queue", "messages/s"), ("proxy", "HAProxy")]:
+        assert (word in about) is (topic in {None, name})
+    assert about.count("takes ") >= (8 if topic is None else 1)
+    assert ("begun afresh for every measurement" in about) is (topic == "zmq")
+
+
 def test_the_whole_path(tmp_path: Path) -> None:
     found = bench("queue", 3000, tmp_path)
     assert found["messages_per_second"] > 0
