@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from ciphermq import limits
-from ciphermq.errors import ConnectionLost, TlsFailed
+from ciphermq.errors import ConnectionLost, TlsFailed, UsageError
 from ciphermq.net.zmq import ends
 from ciphermq.wire.tlszmq.parts import ALPN
 from ciphermq.zmq import TlsDealer
@@ -254,3 +254,22 @@ def test_without_a_loop_no_socket_is_made(
     with pytest.raises(RuntimeError, match="no running event loop") as told:
         looped.TlsRouter(server(certificates), context=context)
     assert not list(context._sockets), told  # which keeps alive what was made
+
+
+async def test_a_req_whose_answer_was_lost_asks_again(certificates: Certificates) -> None:
+    async with (
+        asyncio.timeout(SOON),
+        looped.TlsRouter(server(certificates)) as router,
+        looped.TlsReq(client(certificates), server_name="localhost") as alice,
+    ):
+        alice.connect(f"tcp://127.0.0.1:{router.socket.bind_to_random_port('tcp://127.0.0.1')}")
+        await alice.send(b"one")
+        assert (await router.recv())[1] == b"one"
+        with pytest.raises(UsageError, match="receive its answer before"):
+            await alice.send(b"two")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(alice.recv(), 0.05)
+        await alice.send(b"two")
+        peer, question = await router.recv()
+        await router.send(peer, b"answer to " + question)
+        assert await alice.recv() == b"answer to two"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,33 +12,14 @@ from typing import Any
 
 import pytest
 import zmq
+from zmq_kit import SOON, client, server
 
 from ciphermq import limits
 from ciphermq.errors import ConnectionLost, TlsFailed, UsageError, WaitTimeout
-from ciphermq.zmq import Times, TlsDealer, TlsReq, TlsRouter, client_context, server_context
+from ciphermq.zmq import Times, TlsDealer, TlsReq, TlsRouter, client_context
 from support.certificates import Certificates
 
-SOON = 20.0
 NOBODY = "tcp://127.0.0.1:1"
-
-
-def contexts(certificates: Certificates, name: str) -> dict[str, Path]:
-    return {
-        "certificate": certificates.path(name, "crt"),
-        "key": certificates.path(name, "key"),
-        "authority": certificates.authority.path / "ca.crt",
-        "revocations": certificates.authority.path / "crl.pem",
-    }
-
-
-def client(certificates: Certificates, name: str = "alice") -> ssl.SSLContext:
-    if not certificates.path(name, "crt").exists():
-        certificates.issue(name)
-    return client_context(**contexts(certificates, name))
-
-
-def server(certificates: Certificates) -> ssl.SSLContext:
-    return server_context(**contexts(certificates, "server"))
 
 
 def until(done: Callable[[], Any], what: str) -> None:
@@ -397,3 +377,56 @@ def test_a_socket_nobody_closed_is_collected_with_a_warning(
     if thread is not None:
         thread.join(SOON)
         assert not thread.is_alive()
+
+
+def test_a_req_whose_answer_was_lost_asks_again(certificates: Certificates) -> None:
+    with (
+        TlsRouter(server(certificates)) as router,
+        TlsReq(client(certificates), server_name="localhost") as alice,
+    ):
+        alice.connect(f"tcp://127.0.0.1:{router.socket.bind_to_random_port('tcp://127.0.0.1')}")
+        asked: list[bytes] = []
+
+        def serve() -> None:
+            while not asked or asked[-1] != b"three":
+                peer, question = router.recv(timeout=SOON)
+                asked.append(question)
+                if question != b"two":
+                    router.send(peer, b"answer to " + question)
+            router.flush()
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        alice.send(b"one")
+        assert alice.recv(timeout=SOON) == b"answer to one"
+        alice.send(b"two")
+        with pytest.raises(UsageError, match="receive its answer before"):
+            alice.send(b"three")
+        with pytest.raises(WaitTimeout):
+            alice.recv(timeout=0.05)
+        alice.send(b"three")
+        assert alice.recv(timeout=SOON) == b"answer to three"
+        serving.join()
+
+
+def test_who_waits_in_vain_hears_whether_there_ever_was_a_session(
+    certificates: Certificates,
+) -> None:
+    with TlsDealer(client(certificates), server_name="localhost") as alice:
+        alice.connect(NOBODY)
+        with pytest.raises(WaitTimeout, match="in time, nor a TLS handshake: is a TlsRouter there"):
+            alice.recv(timeout=0.05)
+
+
+def test_a_server_that_leaves_in_order_spoils_no_end(certificates: Certificates) -> None:
+    with TlsDealer(client(certificates), server_name="localhost") as alice:
+        with TlsRouter(server(certificates)) as router:
+            port = router.socket.bind_to_random_port("tcp://127.0.0.1")
+            alice.connect(f"tcp://127.0.0.1:{port}")
+            alice.send(b"question")
+            peer, _ = router.recv(timeout=SOON)
+            router.send(peer, b"answer")
+            router.flush()
+            assert alice.recv(timeout=SOON) == b"answer"
+        while alice._machine.error is None:
+            time.sleep(0.01)

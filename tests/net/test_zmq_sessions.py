@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from zmq_kit import SOON, Clock, client, handshake, has_come, server
+from zmq_kit import SOON, Clock, client, handshake, has_come, quiet, server
 
 from ciphermq import limits
 from ciphermq.errors import CipherMQError, ConnectionLost, UsageError, WaitTimeout
@@ -109,6 +109,7 @@ def test_sessions_that_say_nothing_expire(echo, dealer, clock: Clock) -> None:
     alice, bob = dealer(end.address, times=never_asks), dealer(end.address, "bob")
     alice.send(b"one")
     assert alice.recv(timeout=SOON) == b"aliceone"
+    quiet(end.router, alice)
     clock.now += limits.ZMQ_IDLE
     bob.send(b"one")
     assert bob.recv(timeout=SOON) == b"bobone"

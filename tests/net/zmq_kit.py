@@ -67,6 +67,17 @@ def here(sock: TlsDealer | TlsRouter) -> Any:
             return sock.recv(timeout=0)
 
 
+def quiet(router: TlsRouter, dealer: TlsDealer) -> None:
+    """Wait until both have said what they took: then neither says anything more by itself."""
+
+    def untaken() -> int:
+        speakers = [dealer._machine._current, *(peer.speaker for peer in router.peers)]
+        return sum(speaker.session.untaken for speaker in speakers if speaker is not None)
+
+    while untaken():
+        time.sleep(0.01)
+
+
 class Clock:
     """What the sockets take for the time: it stands still until it is put forward."""
 

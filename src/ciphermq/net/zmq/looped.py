@@ -310,7 +310,11 @@ class TlsDealer(DealerFace, _Looped):
                 self._raise_error()
                 machine.take()
                 self._push()
-                await self._change()
+                try:
+                    await self._change()
+                except asyncio.CancelledError:  # a time-out's, most often
+                    machine.timed_out()
+                    raise
         return inbox.popleft()
 
     async def recv(self) -> bytes:
@@ -328,7 +332,7 @@ class TlsDealer(DealerFace, _Looped):
         super()._raise_untold()
         # What still waited may have been tried once more, and have failed of the same.
         if str(self._machine.error) != self._told:
-            self._raise_error()
+            self._machine.raise_at_end()
 
     def _comes_in(self) -> bool:
         # Messages and what opens the window come one behind the other: to have the one, a sender

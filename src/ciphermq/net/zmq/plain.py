@@ -100,16 +100,16 @@ class _Plain(Kept):
     ) -> None:
         """Close the socket. Where nothing else has been raised, a client then raises the error that
         has ended its session and that no call has told yet: what was sent last may be lost. Who
-        does not want to hear of it calls `close` before."""
+        does not want to hear of it calls `close` before. A server that left in order, and had taken
+        all, is no error."""
         self.close()
         if error is None:
-            self._raise_error()
+            self._raise_at_end()
 
     # --- of each kind -------------------------------------------------------------------------
 
-    @abstractmethod
-    def _raise_error(self) -> None:
-        """Raise what has ended the session, once."""
+    def _raise_at_end(self) -> None:
+        """Raise what has ended the session, if no call has told it; a router's are for `on_end`."""
 
     @abstractmethod
     def _forget_all(self) -> tuple[int, str]:
@@ -299,7 +299,11 @@ class TlsDealer(DealerFace, _Plain):
             self._check_open()
             self._machine.open()
             late = f"nothing came from the server at {self._machine.where} in time"
-            self._wait(self._has_come, timeout, late)
+            try:
+                self._wait(self._has_come, timeout, late)
+            except WaitTimeout:
+                self._machine.timed_out()
+                raise WaitTimeout(late + self._machine.hint) from None
             return self._inbox.popleft()
 
     def _has_come(self) -> bool:
@@ -311,6 +315,9 @@ class TlsDealer(DealerFace, _Plain):
 
     def _keeps_up(self) -> bool:
         return len(self._inbox) < limits.ZMQ_INBOX
+
+    def _raise_at_end(self) -> None:
+        self._machine.raise_at_end()
 
     def _raise_error(self) -> None:
         try:
@@ -468,9 +475,6 @@ class TlsRouter(RouterFace, _Plain):
 
     def _keeps_up(self) -> bool:
         return len(self._machine.inbox) < limits.ZMQ_INBOX
-
-    def _raise_error(self) -> None:
-        """Nothing: those of sessions are for `on_end`."""
 
     def _forget_all(self) -> tuple[int, str]:
         self._inbox.clear()

@@ -87,6 +87,8 @@ class DealerMachine:
         self._impatient = False
         self.error: CipherMQError | None = None
         """What ended a session, until `raise_error`."""
+        self._harmless = False
+        """Whether that can't have cost the application anything."""
         self._last_words: list[list[Buffer]] = []
         self._scratch = memoryview(bytearray(limits.NETWORK_BUFFER))
 
@@ -177,11 +179,18 @@ class DealerMachine:
         """Raise what has ended a session since the last call, once."""
         if self.error is not None:
             error, self.error = self.error, None
+            self._harmless = False
             if self._kind is not Kind.DATA:
                 # Its request has failed: sent after all, its answer would be taken for the next's.
                 self._expecting = False
                 self.waiting.take()
             raise error
+
+    def raise_at_end(self) -> None:
+        """The same where the application ends by itself: a server that has left in order, and had
+        taken all, is no error then."""
+        if not self._harmless:
+            self.raise_error()
 
     def take(self) -> None:
         """The application has had all of `inbox`."""
@@ -370,6 +379,8 @@ class DealerMachine:
             self._current, self._next = self._next, None
         if told:
             self.error = error
+            unsent = self.waiting.messages or speaker.mid_message or speaker.session.untaken
+            self._harmless = speaker.session.error is None and not unsent
 
     def _back_off(self, now: float, was_good: bool) -> None:
         self._delay = min(max(2 * self._delay, limits.RECONNECT_FIRST), limits.RECONNECT_MOST)
