@@ -428,5 +428,4 @@ def test_a_server_that_leaves_in_order_spoils_no_end(certificates: Certificates)
             router.send(peer, b"answer")
             router.flush()
             assert alice.recv(timeout=SOON) == b"answer"
-        while alice._machine.error is None:
-            time.sleep(0.01)
+        until(lambda: alice._machine.error, "the end of the session")

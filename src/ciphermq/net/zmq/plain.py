@@ -163,14 +163,16 @@ class _Plain(Kept):
             self._dozes = False
             self._roused.set()
 
-    def _wait(self, over: Callable[[], bool], timeout: float | None, late: str) -> None:
-        """Send and take in until it is `over`; `WaitTimeout`, with `late`, after `timeout`
-        seconds."""
+    def _wait(
+        self, over: Callable[[], bool], timeout: float | None, late: Callable[[], str]
+    ) -> None:
+        """Send and take in until it is `over`; `WaitTimeout`, with what `late` says, after
+        `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         in_time = True
         while not over():
             if not in_time:
-                raise WaitTimeout(late)
+                raise WaitTimeout(late())
             self._push()
             in_time = self._step(deadline)
             self._check_open()
@@ -287,7 +289,7 @@ class TlsDealer(DealerFace, _Plain):
         self._raise_error()
         self._push_on()
         late = f"the server at {machine.where} did not take what was sent in time"
-        self._wait(self._has_room, timeout, late)
+        self._wait(self._has_room, timeout, lambda: late)
         self._full = False
 
     def _has_room(self) -> bool:
@@ -298,13 +300,13 @@ class TlsDealer(DealerFace, _Plain):
         with self._lock:
             self._check_open()
             self._machine.open()
-            late = f"nothing came from the server at {self._machine.where} in time"
-            try:
-                self._wait(self._has_come, timeout, late)
-            except WaitTimeout:
-                self._machine.timed_out()
-                raise WaitTimeout(late + self._machine.hint) from None
+            self._wait(self._has_come, timeout, self._in_vain)
             return self._inbox.popleft()
+
+    def _in_vain(self) -> str:
+        machine = self._machine
+        machine.timed_out()
+        return f"nothing came from the server at {machine.where} in time{machine.hint}"
 
     def _has_come(self) -> bool:
         if self._inbox:
@@ -453,7 +455,8 @@ class TlsRouter(RouterFace, _Plain):
 
     def _wait_for_room(self, peer: Peer, timeout: float | None) -> None:
         self._push_on()
-        self._wait(lambda: not peer.full, timeout, f"{peer!r} did not take what was sent in time")
+        late = f"{peer!r} did not take what was sent in time"
+        self._wait(lambda: not peer.full, timeout, lambda: late)
 
     def _wait_for_message(self, timeout: float | None) -> tuple[Peer, Parts]:
         with self._lock:
@@ -462,7 +465,7 @@ class TlsRouter(RouterFace, _Plain):
             # as had too: else a client would wait for its window until no other sends anything. So
             # two windows of a client may be here.
             self._machine.take()
-            self._wait(self._has_come, timeout, "nothing came from any client in time")
+            self._wait(self._has_come, timeout, lambda: "nothing came from any client in time")
             return self._inbox.popleft()
 
     def _has_come(self) -> bool:

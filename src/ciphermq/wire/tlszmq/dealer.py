@@ -240,6 +240,8 @@ class DealerMachine:
 
     def tick(self, now: float) -> Iterator[list[Buffer]]:
         """Look at the clocks; what is to be sent because of them."""
+        if not self.inbox:
+            self.take()
         current = self._current
         if current is not None and not current.session.established:
             self._look_at_handshake(current, now)

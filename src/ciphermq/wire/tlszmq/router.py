@@ -212,6 +212,8 @@ class RouterMachine:
 
     def close(self) -> Iterator[list[Buffer]]:
         """Messages that say good-bye; a REQ hears none."""
+        if not self.inbox:
+            self.take()
         for entry in list(self._entries.values()):
             if not entry.speaker.session.strict and entry.peer is not None:
                 yield from entry.speaker.farewell()
@@ -298,6 +300,8 @@ class RouterMachine:
 
     def tick(self, now: float) -> None:
         """Look at the clocks."""
+        if not self.inbox:
+            self.take()
         for entry in list(self._entries.values()):
             session = entry.speaker.session
             if not session.established and now - session.began > self._times.handshake:
