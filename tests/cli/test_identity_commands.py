@@ -17,6 +17,7 @@ from ciphermq.errors import PassphraseError
 from ciphermq.model.suites import Suite
 from ciphermq.pki import names
 from ciphermq.pki.authority import AuthorityDirectory
+from ciphermq.pki.names import spell_serial
 from ciphermq.pki.verify import key_sha256
 from cli.stored import run_json
 from support import odd_certificates as odd
@@ -184,7 +185,7 @@ def test_show_opens_no_key(deployment: Deployment, capsys: Capture) -> None:
     assert shown["directory"] == str(path)
     bob = Identity.load(path, "mine")
     assert shown["sealing_keys"] == [bob.current_key.key_id.hex()]
-    assert shown["serial"] == f"{bob.certificate.serial_number:x}"
+    assert shown["serial"] == spell_serial(bob.certificate.serial_number)
     end = datetime.fromisoformat(shown["not_after"])
     assert end == bob.certificate.not_valid_after_utc
     bob.rotate_key(now_ms())
@@ -342,7 +343,8 @@ def test_a_renewal_here(deployment: Deployment, capsys: Capture) -> None:
     status, done = run_json(capsys, "identity", "renew", "alice")
     after = deployment.load("alice").certificate
     assert (status, done["name"], done["file"]) == (0, "alice", None)
-    assert done["serial"] == f"{after.serial_number:x}" != f"{before.serial_number:x}"
+    serials = [spell_serial(each.serial_number) for each in (before, after)]
+    assert done["serial"] == serials[1] != serials[0]
     assert after.public_key() == before.public_key()
     said = says(capsys, "identity", "renew", "alice", "--new-key")
     assert "ciphermq keys trust alice" in said
