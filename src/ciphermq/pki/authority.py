@@ -344,7 +344,8 @@ class Authority(AuthorityDirectory):
         if serials and serials <= self.revocation_list().serials:
             raise AuthorityError(
                 f"the key of {name!r} was taken back: every certificate it had is revoked (serial "
-                f"{names.spell_serial(max(serials))}). Make a new identity, or a new request, whose key nobody has"
+                f"{names.spell_serial(max(serials))}). Make a new identity, or a new request, "
+                "whose key nobody has"
             )
 
     def _keep(self, certificate: x509.Certificate) -> x509.Certificate:
