@@ -294,6 +294,7 @@ class TlsDealer(DealerFace, _Plain):
 
     def _has_room(self) -> bool:
         self._raise_error()
+        self._push()  # what has come may have opened the window
         return not self._machine.full
 
     def _wait_for_message(self, timeout: float | None) -> Parts:
@@ -456,7 +457,12 @@ class TlsRouter(RouterFace, _Plain):
     def _wait_for_room(self, peer: Peer, timeout: float | None) -> None:
         self._push_on()
         late = f"{peer!r} did not take what was sent in time"
-        self._wait(lambda: not peer.full, timeout, lambda: late)
+
+        def has_room() -> bool:
+            self._push()  # as above
+            return not peer.full
+
+        self._wait(has_room, timeout, lambda: late)
 
     def _wait_for_message(self, timeout: float | None) -> tuple[Peer, Parts]:
         with self._lock:
