@@ -43,7 +43,7 @@ class _Machine(Protocol):
 class Linkage(ABC):
     """A protocol's `Talker` on a `Conduit`. All of it is for the event loop's thread.
 
-    A heir begins by `channel.attach(self)`, once he is whole.
+    A subclass calls `channel.attach(self)` at the end of its `__init__`.
     """
 
     def __init__(self, channel: Conduit, machine: _Machine, options: LinkOptions) -> None:
@@ -68,7 +68,7 @@ class Linkage(ABC):
         self._paused = False
         self._stopped = False
 
-    # --- a heir's own -----------------------------------------------------------------------
+    # --- what a subclass has of its own -----------------------------------------------------
 
     @abstractmethod
     def received(self) -> None:

@@ -286,9 +286,8 @@ class DealerMachine:
         for speaker in list(self._live.values()):
             yield from speaker.outgoing(more=speaker is current and self._may_begin)
         following = self._next
-        if (
-            following and following.session.confirmed and not current.mid_message
-        ):  # what the next one waited for has gone
+        if following is not None and following.session.confirmed and not current.mid_message:
+            # What the next one waited for has gone.
             yield from self.outgoing(now)
 
     # --- sessions -----------------------------------------------------------------------------

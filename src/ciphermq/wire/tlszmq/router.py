@@ -435,8 +435,7 @@ class RouterMachine:
         peer = entry.peer = old.peer
         entry.speaker.waiting.put_first(old.speaker.waiting, old.speaker.unfinished())
         peer.speaker = entry.speaker
-        # It ends with the old session. A client that sent something first has had it shown: what is
-        # sent to it must find that it has left.
+        # Nobody was shown the new one: it ends with the old session.
         old.peer, new.speaker = new, None
         # What ended in the old session goes before anything in the new one.
         entry.speaker.stuck[:0] = old.speaker.farewell()
