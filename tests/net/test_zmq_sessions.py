@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from zmq_kit import SOON, Clock, client, handshake, has_come, quiet, server
+from zmq_kit import SOON, Clock, client, handshake, has_come, met, quiet, server
 
 from ciphermq import limits
 from ciphermq.errors import CipherMQError, ConnectionLost, UsageError, WaitTimeout
@@ -147,11 +147,7 @@ def test_who_was_away_gets_what_came_meanwhile(
     with TlsRouter(server(certificates)) as router:
         port = router.socket.bind_to_random_port("tcp://127.0.0.1")
         alice = dealer(f"tcp://127.0.0.1:{port}")
-        alice.send(b"hello")
-        peer, _ = router.recv(timeout=SOON)
-        router.send(peer, b"hello")
-        router.flush()
-        assert alice.recv(timeout=SOON) == b"hello"
+        peer = met(router, alice)
         router.send(peer, b"meanwhile")
         router.flush()
         has_come(alice)

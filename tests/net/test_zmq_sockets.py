@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from zmq_kit import SOON, client, handshake, has_come, here, server
+from zmq_kit import SOON, client, handshake, has_come, here, met, server
 
 from ciphermq import limits
 from ciphermq.cli.processes import free_port
@@ -242,11 +242,7 @@ def test_what_came_is_not_waited_for(certificates: Certificates, dealer, monkeyp
     with TlsRouter(server(certificates)) as router:
         port = router.socket.bind_to_random_port("tcp://127.0.0.1")
         alice = dealer(f"tcp://127.0.0.1:{port}")
-        alice.send(b"hello")
-        peer, _ = router.recv(timeout=SOON)
-        router.send(peer, b"hello")
-        router.flush()
-        assert alice.recv(timeout=SOON) == b"hello"
+        peer = met(router, alice)
         sock: TlsDealer | TlsRouter = router if who == "router" else alice
         if who == "router":
             alice.send(b"come")
@@ -270,11 +266,7 @@ def test_what_is_here_is_received_without_waiting(certificates, dealer, monkeypa
     with TlsRouter(server(certificates)) as router:
         port = router.socket.bind_to_random_port("tcp://127.0.0.1")
         alice = dealer(f"tcp://127.0.0.1:{port}")
-        alice.send(b"hello")
-        peer, _ = router.recv(timeout=SOON)
-        router.send(peer, b"hello")
-        router.flush()
-        assert alice.recv(timeout=SOON) == b"hello"
+        peer = met(router, alice)
         alice.send(b"there")
         alice.flush()
         assert here(router)[1] == b"there"

@@ -67,6 +67,16 @@ def here(sock: TlsDealer | TlsRouter) -> Any:
             return sock.recv(timeout=0)
 
 
+def met(router: TlsRouter, dealer: TlsDealer) -> Peer:
+    """Who `dealer` is to `router`, once both have heard of each other and have nothing to read."""
+    dealer.send(b"hello")
+    peer, _ = router.recv(timeout=SOON)
+    router.send(peer, b"hello")
+    router.flush()
+    assert dealer.recv(timeout=SOON) == b"hello"
+    return peer
+
+
 def quiet(router: TlsRouter, dealer: TlsDealer) -> None:
     """Wait until both have said what they took: then neither says anything more by itself."""
 
